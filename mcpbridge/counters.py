@@ -43,10 +43,10 @@ class Histogram:
         self.buckets = [0] * (len(SECONDS_BOUNDS) + 1)
         self.total = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count a duration."""
-        self.buckets[bisect_left(SECONDS_BOUNDS, seconds)] += 1
-        self.total += seconds
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Count a duration, once or several times."""
+        self.buckets[bisect_left(SECONDS_BOUNDS, seconds)] += times
+        self.total += seconds * times
 
     @property
     def count(self) -> int:
@@ -80,9 +80,13 @@ class Operation:
     `answered` are the times from a request to its result; `errors` those to an error, by the
     JSON-RPC code as a text, `tool_error` for a result with `isError`, `cancelled` for requests
     that their client has cancelled, and `no_answer` for those whose session ended first.
+
+    To time a request takes a few microseconds, which would be much where there are ten
+    thousand in a second.  So not all of them are timed then: the others only count in
+    `untimed`, and `fold` has them end like the last one that was timed.
     """
 
-    __slots__ = ("answered", "errors", "method", "tool")
+    __slots__ = ("_last", "answered", "errors", "method", "tool", "untimed")
 
     def __init__(self, method: str, tool: str = "") -> None:
         self.method = method
@@ -90,6 +94,15 @@ class Operation:
         self.tool = tool
         self.answered = Histogram()
         self.errors: dict[str, Histogram] = {}
+        self.untimed = 0
+        self._last: tuple[Histogram, float] | None = None
+
+    def succeeded(self, seconds: float) -> None:
+        """Count a request with a result."""
+        self.answered.add(seconds)
+        self._last = self.answered, seconds
+        if self.untimed:
+            self.fold()
 
     def failed(self, error: str, seconds: float) -> None:
         """Count a request without a result; beyond `MAX_ERRORS` different ones as `_OTHER`."""
@@ -99,6 +112,16 @@ class Operation:
                 error = OTHER
             found = self.errors.setdefault(error, Histogram())
         found.add(seconds)
+        self._last = found, seconds
+        if self.untimed:
+            self.fold()
+
+    def fold(self) -> None:
+        """Count the requests that were not timed as if they had ended like the last other."""
+        if self._last is not None:
+            histogram, seconds = self._last
+            histogram.add(seconds, self.untimed)
+            self.untimed = 0
 
     @property
     def error_count(self) -> int:
@@ -174,8 +197,12 @@ class ServerCounters:
 
     @property
     def operations(self) -> list[Operation]:
-        """All operations that were asked for."""
-        return list(self._operations.values())
+        """All operations that were asked for, with the requests that were not timed."""
+        found = list(self._operations.values())
+        for each in found:
+            if each.untimed:
+                each.fold()
+        return found
 
     def operation(self, method: str, tool: str = "") -> Operation:
         """Return that of a method or a tool; beyond `MAX_OPERATIONS` of them, `_OTHER`."""

@@ -145,8 +145,11 @@ AUDIT_QUEUE_BYTES = 4 * MIB
 #: How many requests of one session may be open for it.
 AUDIT_OPEN_CALLS = 1024
 
-#: How many requests of one session are measured at one time.
+#: How many requests of one session are timed at one time, and how many of a server within
+#: so many seconds.  The others count as if they had ended like one that was timed.
 MEASURED_CALLS = 1024
+MEASURED_REQUESTS = 250
+MEASURED_SECONDS = 0.25
 
 #: How much it shows of a name, and of the arguments, as they are written in JSON.
 AUDIT_TEXT_CHARS = 1000

@@ -373,7 +373,7 @@ class BackendSession:
                 self.caller.initialized(line)
         digests = None if digest is None else [digest]
         measured = self.measured
-        requests = () if measured is None else measured.begin(line, envelope, digest)
+        later = measured is not None and measured.begin(line, envelope, digest)
         try:
             if self.audited is None:
                 self.post_to_backend([line], [envelope], count, digests)
@@ -382,12 +382,12 @@ class BackendSession:
                 self.audited.post([line], [envelope], digests, post, address)
         except BaseException:
             if measured is not None:
-                measured.not_sent(requests)
+                measured.not_sent(line, envelope)
             raise
         if count != 1:
             # A batch is one line.
             self.messages_in += count - 1
-        if measured is not None and not requests:
+        if later and measured is not None:
             measured.sent(digest or line, envelope)
 
     def post_to_backend(
@@ -596,7 +596,7 @@ class BackendSession:
         self.messages_out += len(lines)
         for line in lines:
             self.bytes_out += len(line)
-        if self.measured is not None:
+        if self.measured is not None and self.measured.waiting:
             self.measured.answered(lines)
         if self.audited is not None:
             self.audited.sent(lines)

@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from mcpbridge.config.tuning import CLIENT_TEXT_CHARS, MEASURED_CALLS
+from mcpbridge.config.tuning import (
+    CLIENT_TEXT_CHARS,
+    MEASURED_CALLS,
+    MEASURED_REQUESTS,
+    MEASURED_SECONDS,
+)
 from mcpbridge.counters import OTHER, Operation, ServerCounters
 from mcpbridge.errors import Refused
 from mcpbridge.jsonrpc.envelope import (
@@ -57,12 +62,17 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
+_UNSET = msgspec.UNSET
+#: While requests are not timed, the clock is looked at for each of so many.
+_LOOKS_EACH = 32
 
 
 class Measures:
     """
     What is measured at one server; `seconds` is a clock, and `tools` are the names of tools
     that are measured each on its own.
+
+    Of very many requests that come at one time, not all are timed (`may_time`).
     """
 
     def __init__(
@@ -71,19 +81,36 @@ class Measures:
         self.counters = counters
         self.seconds = seconds
         self.tools = frozenset(tools)
-        #: Operations by method, but for `initialize` and methods that are not MCP's.
-        self.by_method: dict[str, Operation] = {}
+        #: Operations by method, but for `initialize`, for calls of tools if some of them are
+        #: measured each on its own, and for methods that are not MCP's.
+        self.by_method: dict[str | msgspec.UnsetType, Operation] = {}
+        #: How many more requests may be timed until `_window_over`.
+        self.left = MEASURED_REQUESTS
+        self._window_over = seconds() + MEASURED_SECONDS
+
+    def may_time(self, operation: Operation) -> bool:
+        """Tell whether to time a request where `left` is used up; count it if not."""
+        # To look at the clock for each takes half as long as to time it.
+        if operation.untimed % _LOOKS_EACH == 0:
+            now = self.seconds()
+            if now >= self._window_over:
+                self._window_over = now + MEASURED_SECONDS
+                self.left = MEASURED_REQUESTS - 1
+                return True
+        operation.untimed += 1
+        return False
 
     def change_tools(self, tools: Iterable[str]) -> None:
         """Measure other tools each on its own from now on."""
         self.tools = frozenset(tools)
+        self.by_method.pop("tools/call", None)
 
     def operation(self, method: str) -> Operation:
         """Return that of a method, which counts as `_OTHER` if it is not one of MCP."""
         if method not in CLIENT_METHODS:
             return self.counters.operation(OTHER)
         found = self.counters.operation(method)
-        if method != "initialize":
+        if method != "initialize" and not (self.tools and method == "tools/call"):
             self.by_method[method] = found
         return found
 
@@ -102,30 +129,34 @@ class Measures:
         traffic = self.counters.traffic["stateless"]
         traffic.messages_in += 1
         traffic.bytes_in += size
+        if self.left > 0:
+            self.left -= 1
+        elif not self.may_time(operation):
+            return MeasuredRequest(self, None)
         return MeasuredRequest(self, operation)
 
 
 class MeasuredSession:
     """
     Measures the requests of one session: from when each comes until it is answered,
-    cancelled, or will not be answered any more.
+    cancelled, or will not be answered any more.  Those that are not timed only count.
 
     The answer to a request is the message of the server that has its id.  No more than
     `MEASURED_CALLS` are awaited; beyond that, the oldest counts as not answered.
     """
 
-    __slots__ = ("_by_method", "_client", "_measures", "_open", "_seconds")
+    __slots__ = ("_by_method", "_client", "_measures", "_seconds", "waiting")
 
     def __init__(self, measures: Measures) -> None:
         self._measures = measures
         self._seconds = measures.seconds
         self._by_method = measures.by_method
-        #: By the id, in the order in which they came.
-        self._open: dict[JsonRpcId, tuple[float, Operation]] = {}
+        #: Requests that are timed, by their ids, in the order in which they came.
+        self.waiting: dict[JsonRpcId, tuple[float, Operation]] = {}
         self._client = ""
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.waiting)
 
     @property
     def client_name(self) -> str:
@@ -135,69 +166,79 @@ class MeasuredSession:
     @property
     def oldest(self) -> float | None:
         """Since when the oldest request waits, on the clock; None without one."""
-        return next((began for began, _ in self._open.values()), None)
+        return next((began for began, _ in self.waiting.values()), None)
 
-    def begin(
-        self, line: bytes, envelope: Envelope | None, digest: bytes | None = None
-    ) -> Sequence[JsonRpcId]:
+    def begin(self, line: bytes, envelope: Envelope | None, digest: bytes | None = None) -> bool:
         """
-        Note a message of the client, or a batch if there is no `envelope`; return the ids of
-        its requests.  A `digest` has the names of a large message.
+        Note a message of the client, or a batch if there is no `envelope`.  A `digest` has
+        the names of a large message.  Return True if `sent` is to be called once it has passed.
         """
         if envelope is None:
-            elements = split_batch(line) or ()
-            return [each for one in elements for each in self._of_batch(one)]
-        ident, method = envelope.id, envelope.method
-        if method is msgspec.UNSET or ident is msgspec.UNSET:
-            return ()
-        operation = self._by_method.get(method)
-        if operation is None or self._measures.tools:
-            operation = self._operation(method, digest or line)
-        waiting = self._open
-        if ident in waiting or len(waiting) >= MEASURED_CALLS:
-            self._lose(ident if ident in waiting else next(iter(waiting)))
+            for element in split_batch(line) or ():
+                found = peek(element) or peek_again(element)
+                if found is not None:
+                    self.begin(element, found)
+            return True
+        ident = envelope.id
+        operation = self._by_method.get(envelope.method)
+        waiting = self.waiting
+        if operation is None or ident is _UNSET or ident in waiting:
+            if envelope.method is _UNSET or ident is _UNSET:
+                return envelope.method == "notifications/cancelled"
+            operation = self._operation(envelope.method, digest or line)
+            self._end(ident, NO_ANSWER)
+        measures = self._measures
+        if measures.left > 0:
+            measures.left -= 1
+        elif not measures.may_time(operation):
+            return False
         waiting[ident] = self._seconds(), operation
-        return (ident,)
+        if len(waiting) > MEASURED_CALLS:
+            self._end(next(iter(waiting)), NO_ANSWER)
+        return False
 
     def begin_all(
         self,
         lines: Sequence[bytes],
         envelopes: Sequence[Envelope],
         digests: Sequence[bytes] | None,
-    ) -> Sequence[JsonRpcId]:
+    ) -> bool:
         """Do the same for the messages of one POST."""
         if len(lines) == 1:
             return self.begin(lines[0], envelopes[0], digests[0] if digests else None)
-        each = zip(lines, envelopes, digests or lines, strict=True)
-        return [ident for message in each for ident in self.begin(*message)]
+        later = False
+        for message in zip(lines, envelopes, digests or lines, strict=True):
+            later |= self.begin(*message)
+        return later
 
-    def not_sent(self, idents: Sequence[JsonRpcId]) -> None:
-        """Forget requests that were refused."""
-        for ident in idents:
-            self._open.pop(ident, None)
+    def not_sent(self, line: bytes, envelope: Envelope | None) -> None:
+        """Forget the requests of a message, or of a batch, that was refused."""
+        if envelope is not None:
+            if envelope.id is not _UNSET and self.waiting.pop(envelope.id, None) is None:
+                operation = self._by_method.get(envelope.method)
+                if operation is not None and operation.untimed:
+                    operation.untimed -= 1
+            return
+        for element in split_batch(line) or ():
+            found = peek(element) or peek_again(element)
+            if found is not None:
+                self.not_sent(element, found)
 
     def sent(self, line: bytes, envelope: Envelope | None) -> None:
-        """Note that a message has passed which asks for nothing: it may cancel a request."""
+        """Note that a message, or a batch, has passed which may cancel requests."""
         if envelope is not None and envelope.method == "notifications/cancelled":
             ident = cancelled_id(line)
-            if ident is not msgspec.UNSET:
+            if ident is not _UNSET:
                 self._end(ident, CANCELLED)
-
-    def sent_all(
-        self,
-        lines: Sequence[bytes],
-        envelopes: Sequence[Envelope],
-        digests: Sequence[bytes] | None,
-    ) -> None:
-        """Do the same for the messages of one POST."""
-        for digest, envelope in zip(digests or lines, envelopes, strict=True):
-            self.sent(digest, envelope)
+            return
+        for element in split_batch(line) or ():
+            found = peek(element)
+            if found is not None and found.method == "notifications/cancelled":
+                self.sent(element, found)
 
     def answered(self, lines: Sequence[bytes]) -> None:
         """Note messages for the client, among which may be answers."""
-        waiting = self._open
-        if not waiting:
-            return
+        waiting = self.waiting
         now = self._seconds()
         for line in lines:
             if len(line) > _LONG_BYTES and self._answered_at_ends(line, now):
@@ -207,7 +248,9 @@ class MeasuredSession:
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 self._answered_otherwise(line, now)
                 continue
-            if answer.method is not msgspec.UNSET:
+            result = answer.result
+            if result is None or result.isError:
+                self._not_plain(answer, now)
                 continue
             call = waiting.pop(answer.id, None)
             if call is None:
@@ -215,44 +258,46 @@ class MeasuredSession:
                 if call is None:
                     continue
             began, operation = call
-            if answer.error is not msgspec.UNSET:
-                operation.failed(_code(answer.error), now - began)
-            elif answer.result is not None and answer.result.isError:
-                operation.failed(TOOL_ERROR, now - began)
-            else:
-                operation.answered.add(now - began)
+            operation.succeeded(now - began)
 
     def close(self) -> None:
         """Note that nothing more is answered."""
-        for ident in list(self._open):
+        for ident in list(self.waiting):
             self._end(ident, NO_ANSWER)
 
-    def _of_batch(self, element: bytes) -> Sequence[JsonRpcId]:
-        envelope = peek(element) or peek_again(element)
-        return () if envelope is None else self.begin(element, envelope)
-
     def _operation(self, method: str, digest: bytes) -> Operation:
-        if method == "tools/call":
-            measures = self._measures
-            return measures.of_tool(named_param(digest, "name") if measures.tools else None)
+        if method == "tools/call" and self._measures.tools:
+            return self._measures.of_tool(named_param(digest, "name"))
         if method == "initialize" and len(digest) <= LARGE_BYTES:
             params = members_of(members_of(digest).get("params"))
             self._client = client_text(params.get("clientInfo"))
         return self._measures.operation(method)
 
-    def _lose(self, ident: JsonRpcId) -> None:
-        self._end(ident, NO_ANSWER)
-
     def _end(self, ident: JsonRpcId, error: str) -> None:
-        call = self._open.pop(ident, None)
+        call = self.waiting.pop(ident, None)
         if call is not None:
             began, operation = call
             operation.failed(error, self._seconds() - began)
 
+    def _not_plain(self, answer: _Answer, now: float) -> None:
+        """Note what is no result, or one that says that a tool has failed."""
+        if answer.method is not _UNSET:
+            return
+        call = self.waiting.pop(answer.id, None) or self._respelled(answer.id)
+        if call is None:
+            return
+        began, operation = call
+        if answer.error is not _UNSET:
+            operation.failed(_code(answer.error), now - began)
+        elif answer.result is not None:
+            operation.failed(TOOL_ERROR, now - began)
+        else:
+            operation.succeeded(now - began)
+
     def _respelled(self, ident: JsonRpcId) -> tuple[float, Operation] | None:
         """Return the call that a server means with the text of a number, or the other way."""
         other = other_spelling(ident)
-        return None if other is msgspec.UNSET else self._open.pop(other, None)
+        return None if other is _UNSET else self.waiting.pop(other, None)
 
     def _answered_at_ends(self, line: bytes, now: float) -> bool:
         """Note a long answer; return False for what is not one at the first look."""
@@ -265,7 +310,7 @@ class MeasuredSession:
         text = found[1]
         is_text = text.startswith(b'"')
         ident = text[1:-1].decode("utf-8", "replace") if is_text else int(text)
-        call = self._open.pop(ident, None)
+        call = self.waiting.pop(ident, None)
         if call is None:
             return False
         began, operation = call
@@ -275,21 +320,21 @@ class MeasuredSession:
         elif any(map(_IS_ERROR.search, ends)):
             operation.failed(TOOL_ERROR, now - began)
         else:
-            operation.answered.add(now - began)
+            operation.succeeded(now - began)
         return True
 
     def _answered_otherwise(self, line: bytes, now: float) -> None:
         """Note what is read in another way: a batch, a result that is no object."""
         for element in split_batch(line) or (line,):
             envelope = peek_at_server(element) or peek_again(element)
-            if envelope is None or not envelope.is_response or envelope.id is msgspec.UNSET:
+            if envelope is None or not envelope.is_response or envelope.id is _UNSET:
                 continue
-            call = self._open.pop(envelope.id, None) or self._respelled(envelope.id)
+            call = self.waiting.pop(envelope.id, None) or self._respelled(envelope.id)
             if call is None:
                 continue
             began, operation = call
-            if envelope.error is msgspec.UNSET:
-                operation.answered.add(now - began)
+            if envelope.error is _UNSET:
+                operation.succeeded(now - began)
             else:
                 operation.failed(_code(envelope.error), now - began)
 
@@ -299,10 +344,11 @@ class MeasuredRequest:
 
     __slots__ = ("_began", "_measures", "_operation")
 
-    def __init__(self, measures: Measures, operation: Operation) -> None:
+    def __init__(self, measures: Measures, operation: Operation | None) -> None:
         self._measures = measures
+        #: None if it only counts.
         self._operation = operation
-        self._began = measures.seconds()
+        self._began = 0.0 if operation is None else measures.seconds()
 
     def sent(self, lines: Sequence[bytes]) -> None:
         """Count messages that the client gets."""
@@ -313,10 +359,12 @@ class MeasuredRequest:
 
     def answered(self, line: bytes) -> None:
         """Note the response of the server."""
+        if self._operation is None:
+            return
         seconds = self._measures.seconds() - self._began
         error = _error_in(line)
         if error is None:
-            self._operation.answered.add(seconds)
+            self._operation.succeeded(seconds)
         else:
             self._operation.failed(error, seconds)
 
@@ -327,7 +375,8 @@ class MeasuredRequest:
 
     def ended(self, error: str) -> None:
         """Note that there is no response."""
-        self._operation.failed(error, self._measures.seconds() - self._began)
+        if self._operation is not None:
+            self._operation.failed(error, self._measures.seconds() - self._began)
 
 
 def _error_in(line: bytes) -> str | None:
@@ -338,11 +387,11 @@ def _error_in(line: bytes) -> str | None:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             pass
         else:
-            if answer.error is not msgspec.UNSET:
+            if answer.error is not _UNSET:
                 return _code(answer.error)
             return TOOL_ERROR if answer.result is not None and answer.result.isError else None
     envelope = peek_at_server(line)
-    return None if envelope is None or envelope.error is msgspec.UNSET else _code(envelope.error)
+    return None if envelope is None or envelope.error is _UNSET else _code(envelope.error)
 
 
 def _code(error: msgspec.Raw) -> str:

@@ -191,7 +191,7 @@ class StreamableSession:
         """Post lines to the backend, as `BackendSession.post_to_backend`; or undo the stream."""
         session = self._session
         measured = session.measured
-        requests = () if measured is None else measured.begin_all(lines, envelopes, digests)
+        later = measured is not None and measured.begin_all(lines, envelopes, digests)
         try:
             if session.audited is None:
                 dropped = session.post_to_backend(lines, None, None, digests)
@@ -202,10 +202,12 @@ class StreamableSession:
             if stream is not None:
                 self.router.abandon(stream)
             if measured is not None:
-                measured.not_sent(requests)
+                for line, envelope in zip(lines, envelopes, strict=True):
+                    measured.not_sent(line, envelope)
             raise
-        if measured is not None and len(requests) < len(lines):
-            measured.sent_all(lines, envelopes, digests)
+        if later and measured is not None:
+            for line, envelope in zip(digests or lines, envelopes, strict=True):
+                measured.sent(line, envelope)
         return dropped
 
     # Backpressure: a session has one backend, which waits for the slowest of

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
-from mcpbridge.config.tuning import CLIENT_TEXT_CHARS, MEASURED_CALLS
+from mcpbridge.config.tuning import (
+    CLIENT_TEXT_CHARS,
+    MEASURED_CALLS,
+    MEASURED_REQUESTS,
+    MEASURED_SECONDS,
+)
 from mcpbridge.counters import OTHER, Operation, ServerCounters
 from mcpbridge.errors import ServerBusy
 from mcpbridge.jsonrpc.envelope import peek
@@ -20,6 +25,7 @@ from mcpbridge.mcp.modern_request import ModernRequest, read_request
 from mcpbridge.processes.measured_calls import (
     _END_BYTES,
     _LONG_BYTES,
+    _LOOKS_EACH,
     CANCELLED,
     NO_ANSWER,
     TOOL_ERROR,
@@ -37,14 +43,16 @@ class Place:
         self.measures = Measures(self.counters, self.clock.seconds, tools)
         self.session = MeasuredSession(self.measures)
 
-    def ask(self, *messages: dict[str, Any]) -> list[Any]:
+    def ask(self, *messages: dict[str, Any], refused: bool = False) -> None:
         """Have the client post these messages together."""
         lines = [json.dumps({"jsonrpc": "2.0", **each}).encode() for each in messages]
         envelopes = [found for line in lines if (found := peek(line)) is not None]
-        requests = self.session.begin_all(lines, envelopes, None)
-        if len(requests) < len(lines):
-            self.session.sent_all(lines, envelopes, None)
-        return list(requests)
+        later = self.session.begin_all(lines, envelopes, None)
+        for line, envelope in zip(lines, envelopes, strict=True):
+            if refused:
+                self.session.not_sent(line, envelope)
+            elif later:
+                self.session.sent(line, envelope)
 
     def answer(self, *messages: Any, pad: str = "", after: float = 1.0) -> None:
         """Have the server answer after so many seconds, with so much between the members."""
@@ -83,7 +91,7 @@ def error(ident: Any, code: Any) -> dict[str, Any]:
 
 def test_a_request_is_measured_until_its_answer() -> None:
     place = Place()
-    assert place.ask(request(1)) == [1]
+    place.ask(request(1))
     assert (len(place.session), place.session.oldest) == (1, 0.0)
     place.answer({"jsonrpc": "2.0", "method": "notifications/progress"}, after=0.3)
     place.answer({"jsonrpc": "2.0", "id": 1, "method": "ping"}, after=0.3)
@@ -175,12 +183,29 @@ def test_a_server_may_answer_with_another_spelling_of_the_id() -> None:
 def test_answers_of_a_batch_count_each() -> None:
     place = Place()
     line = json.dumps([{"jsonrpc": "2.0", **request(n)} for n in range(3)]).encode()
-    assert list(place.session.begin(line, None)) == [0, 1, 2]
+    assert place.session.begin(line, None)
+    place.session.sent(line, None)
+    assert len(place.session) == 3
     place.clock.advance(1)
     place.session.answered([json.dumps([result(0), error(1, -1), 5]).encode()])
     assert len(place.session) == 1
     assert place.ends == {("tools/call", ""): {"": 1, "-1": 1}}
-    assert place.session.begin(b"[", None) == []
+    place.session.begin(b"[", None)
+    place.session.not_sent(b"[", None)
+    place.session.sent(b"[", None)
+    place.session.not_sent(line, None)
+    assert len(place.session) == 0
+
+
+def test_a_batch_may_cancel_a_request() -> None:
+    place = Place()
+    place.ask(request(1))
+    cancel = {"method": "notifications/cancelled", "params": {"requestId": 1}}
+    line = json.dumps([5, {"jsonrpc": "2.0", **cancel}]).encode()
+    assert place.session.begin(line, None)
+    assert len(place.session) == 1
+    place.session.sent(line, None)
+    assert place.ends == {("tools/call", ""): {"": 0, CANCELLED: 1}}
 
 
 def test_a_cancelled_request_is_over() -> None:
@@ -197,7 +222,7 @@ def test_a_cancelled_request_is_over() -> None:
 
 def test_what_was_refused_is_not_measured() -> None:
     place = Place()
-    place.session.not_sent(place.ask(request(1), request(2)))
+    place.ask(request(1), request(2), {"method": "notifications/initialized"}, refused=True)
     assert len(place.session) == 0
     assert place.ends == {("tools/call", ""): {"": 0}}
 
@@ -226,10 +251,71 @@ def test_of_two_requests_with_one_id_the_first_has_no_answer() -> None:
 def test_no_more_requests_are_awaited_than_a_number() -> None:
     place = Place()
     for number in range(MEASURED_CALLS + 1):
+        place.clock.advance(MEASURED_SECONDS)
+        place.measures.left = 1
         place.ask(request(number))
     assert len(place.session) == MEASURED_CALLS
     place.answer(result(0), result(1))
     assert place.ends == {("tools/call", ""): {"": 1, NO_ANSWER: 1}}
+
+
+def test_of_many_requests_at_one_time_not_all_are_timed_but_all_count() -> None:
+    place = Place()
+    for number in range(3 * MEASURED_REQUESTS):
+        place.ask(request(number))
+    assert len(place.session) == MEASURED_REQUESTS
+    place.ask(request("x"), refused=True)
+    place.answer(*(result(number) for number in range(2 * MEASURED_REQUESTS)), after=0.1)
+    assert place.ends == {("tools/call", ""): {"": 3 * MEASURED_REQUESTS}}
+    found = place.operation("tools/call").answered
+    assert found.total == pytest.approx(0.1 * found.count)
+    # The clock is looked at now and then, and a new window begins.
+    place.clock.advance(MEASURED_SECONDS)
+    for number in range(2 * MEASURED_REQUESTS):
+        place.ask(request(number))
+    assert len(place.session) == MEASURED_REQUESTS
+    place.answer(error(0, -5))
+    assert place.ends == {
+        ("tools/call", ""): {"": 3 * MEASURED_REQUESTS, "-5": MEASURED_REQUESTS + 1}
+    }
+    place.session.close()
+    assert sum(place.ends["tools/call", ""].values()) == 5 * MEASURED_REQUESTS
+
+
+def test_the_clock_is_not_looked_at_for_each_request() -> None:
+    looks = []
+
+    def seconds() -> float:
+        looks.append(1)
+        return 0.0
+
+    measures = Measures(ServerCounters("a"), seconds)
+    looks.clear()
+    for _ in range(10 * _LOOKS_EACH):
+        assert not measures.may_time(measures.operation("ping"))
+    assert len(looks) == 10
+
+
+def test_requests_that_are_not_timed_count_once_another_has_ended() -> None:
+    operation = Operation("ping")
+    operation.untimed = 2
+    operation.fold()
+    assert operation.answered.count == 0
+    operation.succeeded(1.0)
+    assert (operation.answered.count, operation.untimed) == (3, 0)
+
+
+def test_stateless_requests_at_one_time_are_not_all_timed_but_all_count() -> None:
+    place = Place()
+    for _ in range(2 * MEASURED_REQUESTS):
+        measured = place.measures.request(modern("server/discover"), 1)
+        measured.sent([b"1"])
+        measured.answered(json.dumps(result(1)).encode())
+    measured.ended(CANCELLED)
+    measured.refused(ServerBusy("later"))
+    assert place.ends == {("server/discover", ""): {"": 2 * MEASURED_REQUESTS}}
+    assert place.counters.traffic["stateless"].messages_out == 2 * MEASURED_REQUESTS
+    assert place.counters.refusals == {"ServerBusy": 1}
 
 
 def test_methods_that_clients_invent_count_together() -> None:
