@@ -56,6 +56,7 @@ from mcpbridge.stdio.confinement_check import confinement_errors
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
+from mcpbridge.tracing.tracing import Tracing, make_tracing
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
 from mcpbridge.web.urls import exposed, index_urls, served_urls
 
@@ -129,6 +130,8 @@ class Bridge(Service):
 
         self._authenticator = verified("authenticator", IAuthenticator, authenticator)
 
+        #: Records spans; None where nobody wants that.
+        self._tracing = self._make_tracing() if settings.tracing else None
         #: What has happened at all servers, and at none of them.
         self.counters = BridgeCounters()
         self._limits = BridgeLimits(settings, self._clock, self._trimmer.session_ended)
@@ -172,6 +175,17 @@ class Bridge(Service):
     def servers(self) -> list[Server]:
         """All servers; also those that were removed from the settings and have sessions left."""
         return list(self._served.values())
+
+    def _make_tracing(self) -> Tracing:
+        """Make what records spans.  Raises `SettingError` without OpenTelemetry."""
+        try:
+            return make_tracing(self.settings.trace_ratio, self._clock)
+        except ImportError as error:
+            raise SettingError(
+                "tracing",
+                "OpenTelemetry, which `pip install 'mcpbridge[tracing]'` installs",
+                Described(str(error)),
+            ) from None
 
     def _check_confinement(self, servers: Sequence[ServerSettings]) -> None:
         """Raise `SettingError` if this machine cannot confine servers as configured."""
@@ -253,6 +267,7 @@ class Bridge(Service):
             audit=self._audit,
             counters=self.counters.of(settings.name),
             measure=self.settings.metrics,
+            tracing=self._tracing,
             drained=self._drained,
             released=lambda extensions: self._local.exclude(extensions.launcher),
         )
@@ -339,6 +354,8 @@ class Bridge(Service):
         warned = set(configuration_warnings(self.settings, self._environment))
         self.settings = settings
         self._limits.change(settings)
+        if self._tracing is not None:
+            self._tracing.change(settings.trace_ratio)
         self._access_controls = controls
         known = {id(launcher) for _, launcher in self._launchers}
         self._launchers = []
@@ -513,6 +530,8 @@ class Bridge(Service):
         self._local.start(self.settings)
         if self._audit is not None:
             self._audit.start()
+        if self._tracing is not None:
+            self._tracing.start()
         for url in self.urls():
             self.log.info("serving {url}", url=url)
         for url in index_urls([port for _, port in self._ports]):
@@ -590,6 +609,8 @@ class Bridge(Service):
             self._trimmer.stop()
             if self._audit is not None:
                 self._audit.stop()
+            if self._tracing is not None:
+                closed.append(self._tracing.stop())
             return DeferredList([*closed, self._local.stop_recovery()])
 
         def watchdog_ended(nothing_left: bool) -> None:

@@ -29,6 +29,7 @@ from mcpbridge.processes.visibility import Visibility
 from mcpbridge.session.negotiation import check_request
 from mcpbridge.stateless.dispatcher import StatelessDispatcher
 from mcpbridge.stateless.exchange import Exchange
+from mcpbridge.tracing.tracing import Tracing
 
 
 class Extensions(NamedTuple):
@@ -73,6 +74,7 @@ class ProcessGeneration:
         over: Callable[[ProcessGeneration], object],
         visibility: Visibility | None = None,
         counters: ServerCounters | None = None,
+        tracing: Tracing | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
@@ -95,6 +97,7 @@ class ProcessGeneration:
             pools=pools,
             siblings=siblings,
             counters=counters,
+            tracing=tracing,
             jitter=jitter,
         )
         self.stateless = StatelessDispatcher(

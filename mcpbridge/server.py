@@ -60,6 +60,7 @@ from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.processes.rates import RateLimit
 from mcpbridge.processes.server_state import ServerState, state_of
+from mcpbridge.processes.traced_calls import TracedSession, begin_request
 from mcpbridge.processes.visibility import Visibility
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.session.negotiation import first_adapter, is_starting
@@ -67,6 +68,7 @@ from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.sliced_work import SlicedWork
 from mcpbridge.stateless.exchange import Exchange, Work
 from mcpbridge.timers import Timer
+from mcpbridge.tracing.tracing import RequestSpans, Tracing
 
 #: What a client is told of a server that is not in the settings any more.
 REMOVED = "this server is not served any more; ask its operator"
@@ -89,7 +91,8 @@ class Server:
     `pools` are the process pools of all servers of the bridge, and `jitter`
     varies the pauses between failed starts (`StartBackoff`).  `access_control` admits the
     callers; None admits everybody.  `audit` gets a record of each message of a client.
-    `counters` are its own, and with `measure` requests are measured, too.
+    `counters` are its own, and with `measure` requests are measured, too; with `tracing`
+    they are recorded.
 
     A session belongs to the caller who has opened it (`Access.key`).  For any other caller
     it does not exist.
@@ -123,6 +126,7 @@ class Server:
         audit: AuditLog | None = None,
         counters: ServerCounters | None = None,
         measure: bool = False,
+        tracing: Tracing | None = None,
         drained: Callable[[Server], object] = lambda server: None,
         released: Callable[[Extensions], object] = lambda extensions: None,
     ) -> None:
@@ -132,6 +136,8 @@ class Server:
         self.measures: Measures | None = None
         if measure:
             self.measures = Measures(self.counters, clock.seconds, settings.metrics_tools)
+        #: Records spans; None where nobody wants that.
+        self.tracing = tracing
         self._budget = budget
         #: The live sessions of HTTP+SSE by id, and those of Streamable HTTP.
         self.sessions: dict[str, BackendSession] = {}
@@ -203,6 +209,7 @@ class Server:
             over=self._over,
             visibility=self.visibility,
             counters=self.counters,
+            tracing=self.tracing,
             jitter=self._jitter,
         )
         #: What those get who come now: looked up once, as each message needs some of it.
@@ -437,6 +444,13 @@ class Server:
         session.transport = "sse" if live is self.sessions else "streamable-http"
         if self.measures is not None:
             session.measured = MeasuredSession(self.measures)
+        if self.tracing is not None:
+            session.traced = TracedSession(
+                self.tracing,
+                server=self.settings.name,
+                session=session.label,
+                backend=self._backend_transport,
+            )
         session.check_rate = self._rate_check(client)
         if self.visibility.rules is not None:
             session.visibility = self.visibility
@@ -525,6 +539,22 @@ class Server:
     def measured(self, request: ModernRequest, size: int) -> MeasuredRequest | None:
         """Return what measures a request of so many bytes; None where nobody wants that."""
         return None if self.measures is None else self.measures.request(request, size)
+
+    def traced(
+        self, request: ModernRequest, body: bytes
+    ) -> tuple[ModernRequest, RequestSpans | None]:
+        """
+        Return a request as it is to be worked on, and its spans if it is recorded; call this
+        where there is `tracing`.  An empty `body` stands for a large one.
+        """
+        if self.tracing is None:
+            return request, None
+        name = self.settings.name
+        return begin_request(self.tracing, request, body, name, self._backend_transport)
+
+    @property
+    def _backend_transport(self) -> str:
+        return "tcp" if self.settings.is_remote else "pipe"
 
     def note_refusal(
         self,

@@ -18,7 +18,7 @@ AT_START = frozenset(
     {
         *("access_log", "admin_hosts", "admin_listen", "admin_tokens", "audit_arguments"),
         *("audit_log", "child_subreaper", "fast_path", "log_format", "log_level"),
-        *("max_response_bytes", "metrics", "state_dir"),
+        *("max_response_bytes", "metrics", "state_dir", "tracing"),
     }
 )
 #: How many servers a line names.

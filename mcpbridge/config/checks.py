@@ -241,6 +241,13 @@ RATE = Check(
     metavar="N",
     schema={"type": "number", "minimum": 0, "maximum": 1_000_000},
 )
+PART = Check(
+    "a number from 0 to 1",
+    lambda v: _is_number(v) and 0 <= v <= 1,
+    form="number",
+    metavar="PART",
+    schema={"type": "number", "minimum": 0, "maximum": 1},
+)
 FLAG = Check(
     "true or false",
     lambda v: isinstance(v, bool),

@@ -36,6 +36,7 @@ from mcpbridge.config.checks import (
     OPTIONAL_PATH_PREFIX,
     ORIGINS,
     OUTPUT_FILE,
+    PART,
     PATH_PREFIX,
     POSITIVE_SECONDS,
     RATE,
@@ -977,6 +978,19 @@ class BridgeSettings:
         True,
         FLAG,
         "Measure requests and count messages, for the status page and for Prometheus.",
+        group=MONITORING,
+    )
+    tracing: bool = setting(
+        False,
+        FLAG,
+        "Record spans of requests and send them by OTLP over HTTP, as the `OTEL_` environment"
+        " variables say.",
+        group=MONITORING,
+    )
+    trace_ratio: float = setting(
+        1.0,
+        PART,
+        "Part of the requests that is recorded, of those whose parent does not decide that.",
         group=MONITORING,
     )
     drain_timeout: float = setting(

@@ -151,6 +151,9 @@ MEASURED_CALLS = 1024
 MEASURED_REQUESTS = 250
 MEASURED_SECONDS = 0.25
 
+#: How many requests of one session have open spans.
+TRACED_CALLS = 1024
+
 #: How much it shows of a name, and of the arguments, as they are written in JSON.
 AUDIT_TEXT_CHARS = 1000
 AUDIT_ARGUMENT_BYTES = 4096

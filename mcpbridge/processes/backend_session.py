@@ -41,6 +41,7 @@ from mcpbridge.processes.measured_calls import MeasuredSession
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.stderr_log import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
+from mcpbridge.processes.traced_calls import TracedSession
 from mcpbridge.processes.visibility import Visibility, VisiblePost
 
 #: The environment of a process that no client has given variables.
@@ -180,6 +181,8 @@ class BackendSession:
     audited: AuditedSession | None = None
     #: Measures its client's requests; None where that is off, or it has no client.
     measured: MeasuredSession | None = None
+    #: Records spans of its client's requests; None where nobody wants that.
+    traced: TracedSession | None = None
     #: What is counted of its server; None where that is not wanted.
     counters: ServerCounters | None = None
     #: How its client is connected, `sse` or `streamable-http`; an empty string without one.
@@ -343,6 +346,8 @@ class BackendSession:
         """Make records of the requests that will not be answered, and measure them no more."""
         if self.measured is not None:
             guarded(self.log, "measuring requests without an answer", self.measured.close)
+        if self.traced is not None:
+            guarded(self.log, "ending spans", self.traced.close)
         audited, self.audited = self.audited, None
         if audited is not None:
             guarded(self.log, "recording requests without an answer", audited.close, why)
@@ -374,6 +379,8 @@ class BackendSession:
         digests = None if digest is None else [digest]
         measured = self.measured
         later = measured is not None and measured.begin(line, envelope, digest)
+        if self.traced is not None and envelope is not None:
+            line = self.traced.begin(line, envelope, digest)
         try:
             if self.audited is None:
                 self.post_to_backend([line], [envelope], count, digests)
@@ -383,12 +390,16 @@ class BackendSession:
         except BaseException:
             if measured is not None:
                 measured.not_sent(line, envelope)
+            if self.traced is not None and envelope is not None:
+                self.traced.not_sent(envelope)
             raise
         if count != 1:
             # A batch is one line.
             self.messages_in += count - 1
         if later and measured is not None:
             measured.sent(digest or line, envelope)
+        if self.traced is not None and envelope is not None:
+            self.traced.sent(digest or line, envelope)
 
     def post_to_backend(
         self,
@@ -598,6 +609,8 @@ class BackendSession:
             self.bytes_out += len(line)
         if self.measured is not None and self.measured.waiting:
             self.measured.answered(lines)
+        if self.traced is not None and self.traced.waiting:
+            self.traced.answered(lines)
         if self.audited is not None:
             self.audited.sent(lines)
         if not self.observers:

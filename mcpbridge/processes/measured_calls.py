@@ -362,7 +362,7 @@ class MeasuredRequest:
         if self._operation is None:
             return
         seconds = self._measures.seconds() - self._began
-        error = _error_in(line)
+        error = error_in(line)
         if error is None:
             self._operation.succeeded(seconds)
         else:
@@ -379,7 +379,7 @@ class MeasuredRequest:
             self._operation.failed(error, self._measures.seconds() - self._began)
 
 
-def _error_in(line: bytes) -> str | None:
+def error_in(line: bytes) -> str | None:
     """Return what is counted of an answer that is no result; None for a result."""
     if len(line) <= LARGE_BYTES:
         try:

@@ -40,6 +40,7 @@ from mcpbridge.processes.spares import SpareProcesses
 from mcpbridge.processes.start_check import StartCheck, neutral_initialize
 from mcpbridge.processes.stderr_log import ServerStderr
 from mcpbridge.processes.unattended_starts import UnattendedStarts
+from mcpbridge.tracing.tracing import Span, Tracing
 
 #: Why a process ends that was started with settings of before.
 RETIRED = Removed("its server has other settings now")
@@ -105,6 +106,7 @@ class ProcessPool:
         pools: list[ProcessPool] | None = None,
         siblings: list[ProcessPool] | None = None,
         counters: ServerCounters | None = None,
+        tracing: Tracing | None = None,
         jitter: Callable[[], float] = random,
     ) -> None:
         self.settings = settings
@@ -124,6 +126,7 @@ class ProcessPool:
         #: Since when, and why, no process can be started at all; None where one could be.
         self.cannot_start: tuple[float, str] | None = None
         self.counters = counters or ServerCounters(settings.name)
+        self._tracing = tracing
         self._clock = clock
         self._launcher = launcher
         self._observer = observer or NoObserver()
@@ -349,6 +352,7 @@ class ProcessPool:
     async def _launch(self, session: BackendSession) -> Any:
         launching: Deferred[Any]
         began = self._clock.seconds()
+        span = self._begin_span(session)
         if session.environment:
             launching = self._launcher.launch_with(session, session.label, session.environment)
         else:
@@ -360,6 +364,9 @@ class ProcessPool:
             backend = await launching
             self.counters.spawn_seconds.add(self._clock.seconds() - began)
             self.cannot_start = None
+            if span is not None:
+                span.end()
+                span = None
             return backend
         except CancelledError:
             if self.stopping:
@@ -372,6 +379,14 @@ class ProcessPool:
             raise self._failed(session, why) from None
         finally:
             self.launching.discard(launching)
+            if span is not None:
+                span.end("not_started")
+
+    def _begin_span(self, session: BackendSession) -> Span | None:
+        if self._tracing is None:
+            return None
+        attributes = {"mcpbridge.server": self.settings.name, "mcp.session.id": session.label}
+        return self._tracing.begin("mcpbridge spawn", attributes)
 
     def _failed(self, session: BackendSession, why: str, exhausted: bool = False) -> BackendFailed:
         if exhausted:

@@ -192,6 +192,12 @@ class StreamableSession:
         session = self._session
         measured = session.measured
         later = measured is not None and measured.begin_all(lines, envelopes, digests)
+        traced = session.traced
+        if traced is not None:
+            lines = [
+                traced.begin(line, envelope, None if digests is None else digests[at])
+                for at, (line, envelope) in enumerate(zip(lines, envelopes, strict=True))
+            ]
         try:
             if session.audited is None:
                 dropped = session.post_to_backend(lines, None, None, digests)
@@ -201,13 +207,18 @@ class StreamableSession:
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)
-            if measured is not None:
-                for line, envelope in zip(lines, envelopes, strict=True):
+            for line, envelope in zip(lines, envelopes, strict=True):
+                if measured is not None:
                     measured.not_sent(line, envelope)
+                if traced is not None:
+                    traced.not_sent(envelope)
             raise
-        if later and measured is not None:
+        if later or traced is not None:
             for line, envelope in zip(digests or lines, envelopes, strict=True):
-                measured.sent(line, envelope)
+                if measured is not None:
+                    measured.sent(line, envelope)
+                if traced is not None:
+                    traced.sent(line, envelope)
         return dropped
 
     # Backpressure: a session has one backend, which waits for the slowest of

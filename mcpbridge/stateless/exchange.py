@@ -21,9 +21,10 @@ from mcpbridge.mcp.subscriptions import Change, Filter, all_changes, change_line
 from mcpbridge.processes.address_shares import Claim
 from mcpbridge.processes.audited_calls import AuditedRequest
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.measured_calls import CANCELLED, MeasuredRequest
+from mcpbridge.processes.measured_calls import CANCELLED, MeasuredRequest, error_in
 from mcpbridge.processes.visibility import Visibility
 from mcpbridge.stateless.client_connection import ClientConnection
+from mcpbridge.tracing.tracing import RequestSpans
 
 #: What waits for a process that works on a request.
 Work = Coroutine[Deferred[Any], Any, None]
@@ -97,6 +98,7 @@ class Exchange:
         "measured",
         "over",
         "request",
+        "traced",
         "visibility",
     )
 
@@ -111,6 +113,7 @@ class Exchange:
         caller: Caller | None = None,
         audited: AuditedRequest | None = None,
         measured: MeasuredRequest | None = None,
+        traced: RequestSpans | None = None,
     ) -> None:
         self.request = request
         #: Whether it is a `subscriptions/listen`, which stays open for notifications.
@@ -125,6 +128,8 @@ class Exchange:
         self.audited = audited
         #: Measures it; None where nobody wants that.
         self.measured = measured
+        #: Its spans, if it is recorded.
+        self.traced = traced
         #: What it has of its client's share, until it is over.
         self.claim: Claim | None = None
         self.over = False
@@ -161,6 +166,8 @@ class Exchange:
             self.measured.sent(lines)
             if final:
                 self.measured.answered(lines[-1])
+        if final and self.traced is not None:
+            self.traced.end(error_in(lines[-1]) or "" if lines else "")
         if final and self.audited is not None:
             self.audited.answered(lines)
         sink = self._end() if final else self._sink
@@ -173,6 +180,8 @@ class Exchange:
             refusal.ident = self.request.id
             if self.measured is not None:
                 self.measured.refused(refusal)
+            if self.traced is not None:
+                self.traced.end(str(refusal.code))
             if self.audited is not None:
                 self.audited.refused(refusal)
             self._end().fail(refusal)
@@ -182,6 +191,8 @@ class Exchange:
         if not self.over:
             if self.measured is not None:
                 self.measured.ended(CANCELLED)
+            if self.traced is not None:
+                self.traced.end(CANCELLED)
             if self.audited is not None:
                 self.audited.cancelled()
             self._end()

@@ -193,6 +193,10 @@ class FastConnection(BridgeConnection):
         """Return the address of the client of the last request; None if it is unknown."""
         return self._address_of_client(self._last_head)
 
+    def traceparent(self) -> str | None:
+        """Return the `traceparent` of the last request, if it has one."""
+        return next(iter(self._last_head.text_values("traceparent")), None)
+
     def _address_of_client(self, head: Head) -> str | None:
         return self.site.clients.address_behind(self.transport.getPeer(), head.text_values)
 

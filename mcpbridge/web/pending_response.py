@@ -28,6 +28,7 @@ from mcpbridge.response_budget import Share
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.stateless.client_connection import ClientConnection
 from mcpbridge.stateless.exchange import Exchange, ExchangeSink, Work
+from mcpbridge.tracing.tracing import RequestSpans
 
 
 class PendingConnection(Protocol):
@@ -53,6 +54,9 @@ class PendingConnection(Protocol):
 
     def audited_address(self) -> str | None:
         """Return the address of the client itself, for the audit log; None if it is unknown."""
+
+    def traceparent(self) -> str | None:
+        """Return the `traceparent` of the HTTP request, if it has one."""
 
     def client_connection(self) -> ClientConnection | None:
         """Return the client's connection; None if it is a proxy's, for several clients."""
@@ -231,6 +235,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
         proxied: bool,
         audited: AuditedRequest | None = None,
         measured: MeasuredRequest | None = None,
+        traced: RequestSpans | None = None,
     ) -> None:
         super().__init__(connection, encoder)
         self.exchange = Exchange(
@@ -241,6 +246,7 @@ class PendingExchange(PendingResponse[ExchangeSink]):
             client=access.name or connection.client_address(),
             audited=audited,
             measured=measured,
+            traced=traced,
         )
         self._headers = headers
         self._work = work

@@ -29,7 +29,7 @@ from mcpbridge.server import Server
 from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
 from mcpbridge.web.admission import Admission, AdmittedResource
 from mcpbridge.web.bounded_request import refusal_of, take_body
-from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller, remember_context
 from mcpbridge.web.endpoints import Endpoint, Handler
 from mcpbridge.web.refusals import AddressOf, Refusals
 from mcpbridge.web.response import accept, error_body
@@ -146,6 +146,8 @@ class Routes:
     @app.route("/message", methods=["POST"])
     def message(self, request: Any) -> Deferred[None] | None:
         """Send a message of the client to its session's backend."""
+        if self._server.tracing is not None:
+            remember_context(request)
         access = access_of(request)
         idents = request.args.get(b"sessionId", [])
         ident = idents[0].decode("ascii", "replace") if len(idents) == 1 else ""

@@ -138,6 +138,11 @@ class ModernEndpoint:
                 busy = ServerBusy.because(error)
                 busy.retry_after, busy.ident = error.retry_after, asked.id
                 raise busy from None
+        spans = None
+        if self._server.tracing is not None:
+            # A large one is neither searched nor written anew: others would have to wait.
+            small = body if isinstance(body, bytes) and len(body) <= LARGE_BYTES else b""
+            asked, spans = self._server.traced(asked, small)
         caller = self._caller_of(request)
         if caller is not None:
             caller.introduced(asked.client_info)
@@ -149,6 +154,7 @@ class ModernEndpoint:
             _connection(request),
             client=self._client_of(request),
             caller=caller,
+            traced=spans,
         )
         size = len(body if isinstance(body, bytes) else body.line)
         exchange.measured = self._server.measured(asked, size)

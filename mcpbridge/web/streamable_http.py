@@ -43,7 +43,7 @@ from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.web.access_expiry import AccessExpiry
 from mcpbridge.web.bounded_request import refusal_of, release_body, take_body
-from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller, remember_context
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.refusals import AddressOf
@@ -77,6 +77,8 @@ class McpEndpoint:
 
     async def post(self, request: Any) -> None:
         """Serve a message, or a batch of them, from the client."""
+        if self._server.tracing is not None:
+            remember_context(request)
         finished = await self._post(request)
         if finished is not None:
             # All of the body has gone on to the backend.

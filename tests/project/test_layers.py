@@ -40,23 +40,24 @@ ALLOWED: dict[str, set[str]] = {
     "sliced_work": {"config", "errors", "jsonrpc"},
     "mcp": {"_version", "errors", "jsonrpc"},
     "translation": {"errors", "jsonrpc", "mcp"},
+    "tracing": GROUND | {"mcp"},
     "auth": GROUND | {"mcp", "trust"},
     "stdio": GROUND,
     "remote": GROUND | {"mcp", "trust"},
-    "processes": GROUND | {"auth", "mcp", "translation"},
+    "processes": GROUND | {"auth", "mcp", "translation", "tracing"},
     "session": GROUND | {"mcp", "translation", "processes"},
-    "stateless": GROUND | {"auth", "mcp", "translation", "processes"},
-    "generation": GROUND | {"processes", "session", "stateless"},
+    "stateless": GROUND | {"auth", "mcp", "translation", "processes", "tracing"},
+    "generation": GROUND | {"processes", "session", "stateless", "tracing"},
     "server": GROUND
-    | {"auth", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},
+    | {"auth", "tracing", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},
     "limits": GROUND | {"processes"},
     "session_report": {"processes", "server"},
-    "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server"},
+    "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server", "tracing"},
     "admin": GROUND | {"auth", "processes", "server", "web"},
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
     | {"processes", "session", "server", "session_report", "web"}
-    | {"admin"},
+    | {"admin", "tracing"},
     "check": GROUND | {"auth", "extensions", "remote", "stdio"},
     "tap": {
         "_version",

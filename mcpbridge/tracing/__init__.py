@@ -1,0 +1,1 @@
+"""Spans of requests, sessions and starts of processes, by OpenTelemetry."""

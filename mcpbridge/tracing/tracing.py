@@ -1,0 +1,202 @@
+"""
+Records spans of requests, by OpenTelemetry's conventions for MCP.
+
+Whether a request is recorded is decided here, before OpenTelemetry is asked: to ask takes
+longer than the bridge needs for a tenth of a request.  Knows spans; must not know sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from random import random
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from mcpbridge.mcp.trace_context import TraceContext, context_in, read_traceparent
+
+#: The parent of a request that has none.
+ROOT = TraceContext(0, 0, sampled=True)
+#: Returns the `traceparent` of the HTTP request that is being served, if it has one.
+HTTP_CONTEXT: ContextVar[Callable[[], str | None] | None] = ContextVar("HTTP_CONTEXT", default=None)
+
+#: The attributes of a span.
+Attributes = Mapping[str, str | int]
+
+
+class Span(Protocol):
+    """A span that has begun."""
+
+    @property
+    def traceparent(self) -> str:
+        """How a request names it as its parent."""
+        ...
+
+    @property
+    def tracestate(self) -> str:
+        """What else a request says of it."""
+        ...
+
+    def end(self, error: str = "") -> None:
+        """End it; `error` is the kind of its failure."""
+
+
+class Tracer(Protocol):
+    """Begins spans, and sends them away."""
+
+    def begin(
+        self,
+        name: str,
+        kind: str,
+        attributes: Attributes,
+        *,
+        parent: TraceContext | Span | None = None,
+        link: TraceContext | None = None,
+    ) -> Span:
+        """Begin a span; `kind` is `server`, `client` or `internal`."""
+        ...
+
+    def stop(self) -> Deferred[None]:
+        """Send away what has ended; fires soon, and never fails."""
+        ...
+
+
+class RequestSpans:
+    """
+    The spans of a request: the bridge's as a server, and as a client of the backend, which
+    the backend's own have for a parent.
+    """
+
+    __slots__ = ("_client", "_server")
+
+    def __init__(self, server: Span, client: Span) -> None:
+        self._server = server
+        self._client = client
+
+    @property
+    def traceparent(self) -> str:
+        """The parent for the backend."""
+        return self._client.traceparent
+
+    @property
+    def tracestate(self) -> str:
+        """What else the backend is told."""
+        return self._client.tracestate
+
+    def end(self, error: str = "") -> None:
+        """End both; `error` is the kind of failure, as in the counters."""
+        self._client.end(error)
+        self._server.end(error)
+
+
+class Tracing:
+    """
+    Decides which requests are recorded, and begins their spans.
+
+    A request whose parent is recorded is, too, and one whose parent is not recorded is not;
+    of those without a parent, the part `ratio` is, from 0 to 1.  `make_tracer` is called
+    once the process is the one that serves.
+    """
+
+    def __init__(
+        self,
+        ratio: float,
+        clock: IReactorTime,
+        make_tracer: Callable[[IReactorTime], Tracer],
+        chance: Callable[[], float] = random,
+    ) -> None:
+        self._ratio = ratio
+        self._clock = clock
+        self._make_tracer = make_tracer
+        self._chance = chance
+        self._tracer: Tracer | None = None
+
+    def start(self) -> None:
+        """Begin to record."""
+        if self._tracer is None:
+            self._tracer = self._make_tracer(self._clock)
+
+    def stop(self) -> Deferred[None]:
+        """Record nothing any more; fires when what has ended is sent away, or soon."""
+        tracer, self._tracer = self._tracer, None
+        return succeed(None) if tracer is None else tracer.stop()
+
+    def change(self, ratio: float) -> None:
+        """Record another part of the requests from now on."""
+        self._ratio = ratio
+
+    def parent_of(self, text: bytes) -> TraceContext | None:
+        """
+        Return the context of the parent of a request, or `ROOT`; None if the request is not
+        to be recorded.  `text` is the message, or all of it that may name a parent.
+        """
+        if b"traceparent" in text:
+            found = context_in(text)
+            if found is not None:
+                return found if found.sampled else None
+        return ROOT if self._chance() < self._ratio else None
+
+    def begin_request(
+        self,
+        parent: TraceContext,
+        method: str,
+        target: str | None,
+        attributes: Attributes,
+        *,
+        backend: str = "pipe",
+    ) -> RequestSpans | None:
+        """
+        Begin the spans of a request, of which `target` is the tool or prompt that it names;
+        None once nothing is recorded any more.
+
+        `backend` is how the backend is reached, as `network.transport` says it.
+        """
+        tracer = self._tracer
+        if tracer is None:
+            return None
+        given: dict[str, str | int] = {"mcp.method.name": method, **attributes}
+        name = method
+        if target is not None and method in ("tools/call", "prompts/get"):
+            name = f"{method} {target}"
+            given[_TARGETS[method]] = target
+        if method == "tools/call":
+            given["gen_ai.operation.name"] = "execute_tool"
+        http = HTTP_CONTEXT.get()
+        server = tracer.begin(
+            name,
+            "server",
+            {**given, "network.transport": "tcp"},
+            parent=None if parent is ROOT else parent,
+            link=None if http is None else read_traceparent(http()),
+        )
+        client = tracer.begin(
+            name, "client", {**given, "network.transport": backend}, parent=server
+        )
+        return RequestSpans(server, client)
+
+    def begin(self, name: str, attributes: Attributes) -> Span | None:
+        """Begin a span of the bridge's own work, if that is recorded; None otherwise."""
+        if self._tracer is None or self._chance() >= self._ratio:
+            return None
+        return self._tracer.begin(name, "internal", attributes)
+
+
+_TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
+
+
+def make_tracing(
+    ratio: float, clock: IReactorTime, make_tracer: Callable[[IReactorTime], Tracer] | None = None
+) -> Tracing:
+    """Return what records spans with OpenTelemetry.  Raises `ImportError` without it."""
+    if make_tracer is None:
+        from mcpbridge.tracing.opentelemetry import OpenTelemetryTracer
+
+        make_tracer = OpenTelemetryTracer
+    return Tracing(ratio, clock, make_tracer)
+
+
+def text_attribute(value: Any) -> str | int:
+    """Return an id as the value of an attribute."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
