@@ -45,6 +45,7 @@ CONTENTS = {
         "docs/remote-servers",
         "docs/authentication",
         "docs/operating",
+        "docs/tracing",
         "docs/eras",
         "docs/compatibility",
         "docs/security",
