@@ -56,7 +56,7 @@ from mcpbridge.stdio.confinement_check import confinement_errors
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
-from mcpbridge.tracing.tracing import Tracing, make_tracing
+from mcpbridge.tracing.tracing import Tracing
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
 from mcpbridge.web.urls import exposed, index_urls, served_urls
 
@@ -179,13 +179,15 @@ class Bridge(Service):
     def _make_tracing(self) -> Tracing:
         """Make what records spans.  Raises `SettingError` without OpenTelemetry."""
         try:
-            return make_tracing(self.settings.trace_ratio, self._clock)
+            # Imported only here: OpenTelemetry is an extra, and takes long to import.
+            from mcpbridge.tracing.opentelemetry import OpenTelemetryTracer
         except ImportError as error:
             raise SettingError(
                 "tracing",
                 "OpenTelemetry, which `pip install 'mcpbridge[tracing]'` installs",
                 Described(str(error)),
             ) from None
+        return Tracing(self.settings.trace_ratio, self._clock, OpenTelemetryTracer)
 
     def _check_confinement(self, servers: Sequence[ServerSettings]) -> None:
         """Raise `SettingError` if this machine cannot confine servers as configured."""

@@ -25,7 +25,6 @@ from mcpbridge.jsonrpc.members import (
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 #: Trace Context, section 3.2.2; a later version may have more behind the flags.
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
-_SAMPLED = 1
 #: A longer `tracestate` may be dropped (section 3.3.1.5).
 TRACESTATE_CHARS = 512
 
@@ -47,8 +46,10 @@ def read_traceparent(text: str | None, state: str | None = None) -> TraceContext
     version, trace, span, flags, more = found.groups()
     if version == "ff" or (version == "00" and more) or not int(trace, 16) or not int(span, 16):
         return None
+    # The last bit of the flags says that the parent is recorded (section 3.2.2.5.1).
+    sampled = int(flags, 16) % 2 == 1
     known = "" if state is None or len(state) > TRACESTATE_CHARS else state
-    return TraceContext(int(trace, 16), int(span, 16), bool(int(flags, 16) & _SAMPLED), known)
+    return TraceContext(int(trace, 16), int(span, 16), sampled, known)
 
 
 def context_in(line: bytes) -> TraceContext | None:

@@ -186,17 +186,6 @@ class Tracing:
 _TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
 
 
-def make_tracing(
-    ratio: float, clock: IReactorTime, make_tracer: Callable[[IReactorTime], Tracer] | None = None
-) -> Tracing:
-    """Return what records spans with OpenTelemetry.  Raises `ImportError` without it."""
-    if make_tracer is None:
-        from mcpbridge.tracing.opentelemetry import OpenTelemetryTracer
-
-        make_tracer = OpenTelemetryTracer
-    return Tracing(ratio, clock, make_tracer)
-
-
 def text_attribute(value: Any) -> str | int:
     """Return an id as the value of an attribute."""
     return value if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -15,9 +15,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from twisted.internet.task import Clock
 
 from mcpbridge.mcp.trace_context import TraceContext
-from mcpbridge.tracing import opentelemetry
 from mcpbridge.tracing.opentelemetry import FLUSH_SECONDS, OpenTelemetryTracer
-from mcpbridge.tracing.tracing import make_tracing
+from mcpbridge.tracing.tracing import Tracing
 
 PARENT = TraceContext(7, 8, sampled=True, state="a=1")
 
@@ -130,12 +129,10 @@ def test_the_end_does_not_wait_for_ever(log_lines: list[str]) -> None:
         call(*arguments)
 
 
-def test_without_a_tracer_of_its_own_it_is_that_of_the_sdk(exported: Exported) -> None:
-    tracing = make_tracing(1.0, Clock())
+def test_spans_of_the_bridge_itself(exported: Exported) -> None:
+    tracing = Tracing(1.0, Clock(), OpenTelemetryTracer)
     tracing.start()
-    assert make_tracing(1.0, Clock(), OpenTelemetryTracer) is not tracing
     span = tracing.begin("mcpbridge spawn", {"mcpbridge.server": "a"})
     assert span is not None
     span.end()
     assert [each.name for each in exported.spans] == ["mcpbridge spawn"]
-    assert opentelemetry.__doc__
