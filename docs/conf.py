@@ -46,6 +46,7 @@ CONTENTS = {
         "docs/authentication",
         "docs/operating",
         "docs/tracing",
+        "docs/deploying",
         "docs/eras",
         "docs/compatibility",
         "docs/security",
