@@ -185,7 +185,13 @@ def test_the_wheels_hold_the_package_and_one_plugin(
     checkout: Path, platform_wheel: Wheel, pure_wheel: Wheel
 ) -> None:
     modules = {str(path.relative_to(checkout)) for path in checkout.glob("mcpbridge/**/*.py")}
-    everywhere = modules | {"mcpbridge/py.typed", f"{LAUNCHER}.c", PLUGIN}
+    static = {
+        str(path.relative_to(checkout))
+        for path in checkout.glob("mcpbridge/admin/static/**/*.*")
+        if path.is_file()
+    }
+    assert static
+    everywhere = modules | static | {"mcpbridge/py.typed", f"{LAUNCHER}.c", PLUGIN}
     assert pure_wheel.names == everywhere
     assert platform_wheel.names == everywhere | {LAUNCHER}
 
