@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.endpoints import serverFromString
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
@@ -106,10 +105,17 @@ class ScriptedAdmin(Resource):
         return self._json(request, 200, self._seen)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve until the process is ended."""
+    from twisted.internet import reactor
+
     clock: Any = reactor
     endpoint = serverFromString(clock, f"tcp:{sys.argv[1]}:interface=127.0.0.1")
     endpoint.listen(Site(ScriptedAdmin())).addCallback(
         lambda port: print(port.getHost().port, flush=True)
     )
     clock.run()
+
+
+if __name__ == "__main__":
+    main()

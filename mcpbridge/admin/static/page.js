@@ -53,11 +53,11 @@ class StatusPage {
       refusals: new Figure(place, "Other refusals"),
     };
     this.#servers = new Table(byId("servers"), {
-      label: "Servers", columns: serverColumns(this), key: (each) => each.name,
+      label: "Servers", columns: serverColumns(this), sorted: "Server", key: (each) => each.name,
       none: "There is no server.",
     });
     this.#sessions = new Table(byId("sessions"), {
-      label: "Sessions", columns: sessionColumns(this), sorted: 6,
+      label: "Sessions", columns: sessionColumns(this), sorted: "Age",
       key: (each) => JSON.stringify([each.id, each.server, each.opened, each.pid]),
       none: "There is no session. Connect a client, and it appears here.",
       action: {
@@ -146,7 +146,7 @@ class StatusPage {
   #showHeader() {
     setText(byId("urls"), this.document.urls.join("  "));
     const failing = this.document.servers.filter((each) => each.state === "failing").length;
-    document.title = failing ? `${plural(failing, "server")} failing – mcpbridge` : "mcpbridge";
+    document.title = failing ? `${plural(failing, "server")} failing - mcpbridge` : "mcpbridge";
     this.#showLink();
   }
 

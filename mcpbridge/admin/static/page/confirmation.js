@@ -18,7 +18,10 @@ export class Confirmation {
     this.#token = token;
     byId("cancel").addEventListener("click", () => this.#dialog.close());
     byId("end").addEventListener("click", () => this.#end());
-    this.#dialog.addEventListener("close", () => { this.#session = null; });
+    this.#dialog.addEventListener("close", () => {
+      // The event comes later; the dialog may ask about another session by then.
+      if (!this.#dialog.open) this.#session = null;
+    });
   }
 
   /** Ask about a session. */

@@ -19,10 +19,10 @@ export function compare(one, other, ascending) {
 /**
  * A table whose columns are sorted by their headers, and whose rows are updated in place.
  *
- * A column has `title`, `label` where that is too short to be understood, `text(item)`, and where that is of use `value(item)` to sort by,
- * `aside(item)` for a second line, `tone(item)` for the class of its text or `alarming(item)`,
- * and `kind` for the class of its cells.  `action` has `title`, `label(item)`, `disabled(item)`
- * and `run(item)`: a button in each row.
+ * A column has `title`, `text(item)`, and where that is of use `label` for a longer title,
+ * `value(item)` to sort by, `aside(item)` for a second line, `tone(item)` for the class of its
+ * text or `alarming(item)`, and `kind` for the class of its cells.  `action` has `title`,
+ * `label(item)`, `disabled(item)` and `run(item)`: a button in each row.
  */
 export class Table {
   #columns;
@@ -35,12 +35,12 @@ export class Table {
   #rows = new Map();
   #items = new WeakMap();
   #sorted;
-  #ascending;
+  #ascending = true;
   #words = [];
 
-  constructor(place, { label, columns, key, none, sorted = 0, ascending = true, action = null }) {
+  constructor(place, { label, columns, key, none, sorted, action = null }) {
     [this.#columns, this.#key, this.#action] = [columns, key, action];
-    [this.#sorted, this.#ascending] = [sorted, ascending];
+    this.#sorted = columns.findIndex((each) => each.title === sorted);
     this.#none = element("p", "none", none);
     const head = element("tr");
     const table = element("table", "", element("thead", "", head), this.#body);
@@ -51,7 +51,9 @@ export class Table {
     this.#box.setAttribute("aria-label", `${label}, scrolls`);
     head.append(...columns.map((each, index) => this.#header(each, index)));
     if (action) {
-      head.append(element("th", "action", element("span", "spoken", action.title)));
+      const header = element("th", "action", element("span", "spoken", action.title));
+      header.setAttribute("role", "columnheader");
+      head.append(header);
       this.#body.addEventListener("click", (event) => {
         const button = event.target.closest("td.action button");
         if (button) action.run(this.#items.get(button.closest("tr")));
