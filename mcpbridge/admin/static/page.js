@@ -8,15 +8,14 @@
 
 import { serverColumns, sessionColumns } from "./page/columns.js";
 import { Confirmation } from "./page/confirmation.js";
-import { arrange, badge, byId, say, setClass, setText } from "./page/elements.js";
+import { Connection } from "./page/connection.js";
+import { arrange, byId, setText } from "./page/elements.js";
 import { isProblem, ServerFailures } from "./page/failures.js";
 import { Figure } from "./page/figure.js";
 import { addPoint, peak, Rates } from "./page/history.js";
 import { Stream } from "./page/stream.js";
 import { MAX_ROWS, Table } from "./page/table.js";
-import {
-  breakdown, bytes, clock, count, duration, latency, plural, rate, total,
-} from "./page/texts.js";
+import { breakdown, bytes, count, duration, latency, plural, rate, total } from "./page/texts.js";
 import { Token } from "./page/token.js";
 
 /** Seconds of loop lag that are shown as a problem. */
@@ -29,18 +28,15 @@ class StatusPage {
   document = null;
   #receivedAt = 0;
   #points = [];
-  #version = "";
-  #link = { state: "connecting", why: "", retryAt: 0 };
   #failures = new Map();
   #figures;
   #servers;
   #sessions;
-  #token;
+  #connection;
   #drawn = null;
-  #error = "";
 
-  constructor(token, confirmation) {
-    this.#token = token;
+  constructor(connection, confirmation) {
+    this.#connection = connection;
     const place = byId("figures");
     this.#figures = {
       requests: new Figure(place, "Requests per second", "requests"),
@@ -88,42 +84,30 @@ class StatusPage {
     if (this.document && this.document.started !== found.started) this.#points.length = 0;
     this.document = found;
     this.#receivedAt = performance.now();
-    this.#error = "";
     this.rates.add(found);
     const sum = this.rates.sum(found.servers);
     addPoint(this.#points, {
       at: found.now, requests: sum?.requests, errors: sum?.errors,
       sessions: found.sessions.live, lag: found.loop_lag,
     });
-    this.#version ||= found.version;
+    this.#connection.received(found);
     this.#draw();
   }
 
   /** Say that a document could not be shown. */
   failed(error) {
-    this.#error = `The page cannot show what the bridge sent (${error.message}); reload it.`;
-    this.#showNotice();
+    this.#connection.failed(error);
   }
 
   /** Take the state of the connection. */
   changed(link) {
-    const news = link.state !== this.#link.state;
-    this.#link = link;
-    if (news) say(linkTexts(link, this.document, this.#stopped)[1]);
-    this.#showLink();
-  }
-
-  /** Return whether the bridge has gone, as it said that it would. */
-  get #stopped() {
-    const { state } = this.#link;
-    return state === "lost" && this.document !== null && this.document.condition !== "serving";
+    this.#connection.changed(link);
   }
 
   #draw() {
     if (document.hidden || this.document === null || this.#drawn === this.document) return;
     this.#drawn = this.document;
     byId("content").hidden = false;
-    byId("login").hidden = true;
     this.#showHeader();
     this.#showFigures();
     this.#showFailures();
@@ -135,8 +119,8 @@ class StatusPage {
 
   /** Show what changes with time alone. */
   #tick() {
-    if (this.#link.state !== "live" && this.#link.state !== "login") this.#showLink();
-    if (document.hidden || this.document === null || this.#link.state === "lost") return;
+    this.#connection.tick();
+    if (document.hidden || this.document === null || this.#connection.lost) return;
     const { version, pid, started, servers } = this.document;
     const up = duration(this.now - started);
     setText(byId("about"), `Version ${version} · process ${pid} · up ${up}`);
@@ -147,65 +131,6 @@ class StatusPage {
     setText(byId("urls"), this.document.urls.join("  "));
     const failing = this.document.servers.filter((each) => each.state === "failing").length;
     document.title = failing ? `${plural(failing, "server")} failing - mcpbridge` : "mcpbridge";
-    this.#showLink();
-  }
-
-  #showLink() {
-    const stopped = this.#stopped;
-    const [tone, text, waits] = linkTexts(this.#link, this.document, stopped);
-    setClass(byId("link"), tone);
-    setText(byId("link"), waits ? `${text} ${waits}` : text);
-    byId("try-now").hidden = this.#link.state !== "lost";
-    byId("forget").hidden = !this.#token.present;
-    document.body.classList.toggle("stale", !["live", "connecting"].includes(this.#link.state));
-    const condition = byId("condition");
-    const asked = this.#link.state === "login";
-    const shown = asked ? "" : stopped ? "stopped" : this.document?.condition ?? "";
-    byId("about").hidden = byId("urls").hidden = asked;
-    condition.hidden = shown === "";
-    setText(condition, shown);
-    setClass(condition, badge(shown));
-    this.#showLogin();
-    this.#showNotice();
-  }
-
-  #showLogin() {
-    const asked = this.#link.state === "login";
-    const form = byId("login");
-    if (form.hidden === !asked) return;
-    form.hidden = !asked;
-    if (!asked) return;
-    byId("content").hidden = true;
-    const error = byId("login-error");
-    error.hidden = !this.#token.rejected;
-    setText(error, this.#token.rejected ? "The bridge does not accept this token." : "");
-    byId("token").focus();
-  }
-
-  #showNotice() {
-    const [tone, text] = this.#noticeTexts();
-    const notice = byId("notice");
-    notice.hidden = text === "";
-    setClass(notice, `note ${tone}`);
-    setText(notice, text);
-  }
-
-  #noticeTexts() {
-    if (this.#error) return ["bad", this.#error];
-    if (this.document === null) return ["", ""];
-    if (this.#stopped) {
-      return ["bad", "The bridge has stopped. What is below is the last that it said."];
-    }
-    const { condition, version } = this.document;
-    if (condition === "draining") {
-      return ["wait", "The bridge is draining: it takes no new sessions, and running requests "
-        + "finish before it stops."];
-    }
-    if (condition === "stopping") return ["wait", "The bridge is stopping its processes."];
-    if (version !== this.#version) {
-      return ["", `The bridge runs version ${version} now; reload this page.`];
-    }
-    return ["", ""];
   }
 
   #showFigures() {
@@ -276,26 +201,6 @@ class StatusPage {
 
 const ofLimit = (limit) => (limit ? `of ${count(limit)} allowed` : "no limit");
 
-/** Return the tone of the connection's state, what to say, and what changes with each second. */
-function linkTexts({ state, why, retryAt }, last, stopped) {
-  const stale = last ? `Stale since ${clock(last.now)}: ` : "";
-  switch (state) {
-    case "live":
-      return ["good", "Live", ""];
-    case "connecting":
-      return ["wait", stale ? `${stale}connecting …` : "Connecting …", ""];
-    case "login":
-      return ["wait", "Waiting for a token", ""];
-    case "stale":
-      return ["wait", `${stale}${why}.`, ""];
-    default: {
-      const left = Math.max(0, Math.ceil((retryAt - performance.now()) / 1000));
-      const text = stopped ? "the bridge has stopped" : why;
-      return ["bad", `${stale || "Not connected: "}${text}.`, `Trying again in ${left} s.`];
-    }
-  }
-}
-
 /** Take the token of the form, or say what is wrong with it. */
 function submitToken(event, token, stream) {
   event.preventDefault();
@@ -314,7 +219,7 @@ function submitToken(event, token, stream) {
 
 function main() {
   const token = new Token();
-  const page = new StatusPage(token, new Confirmation(token));
+  const page = new StatusPage(new Connection(token), new Confirmation(token));
   const stream = new Stream(token, page);
   byId("try-now").addEventListener("click", () => stream.connect());
   byId("login").addEventListener("submit", (event) => submitToken(event, token, stream));
