@@ -222,10 +222,10 @@ class AuditLog:
         count = self._complaints.due()
         if count is not None:
             self.log.warn(
-                "cannot write the audit log {path!r}: {why}; {waiting} records wait, {lost} are"
+                "cannot write the audit log {path!r}: {reason}; {waiting} records wait, {lost} are"
                 " lost (audit_log)",
                 path=self.path,
-                why=error.strerror or str(error),
+                reason=error.strerror or str(error),
                 waiting=len(self._queue),
                 lost=self._lost,
             )

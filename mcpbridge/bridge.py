@@ -347,7 +347,7 @@ class Bridge(Service):
             return controls.of(server.settings)
         except SettingError as error:
             name = server.settings.name
-            self.log.warn("server {name!r} was removed: {error}", name=name, error=error)
+            self.log.warn("server {server!r} was removed: {error}", server=name, error=error)
             return None
 
     def _commit(self, prepared: _Prepared, closed: Sequence[str]) -> None:
@@ -401,7 +401,7 @@ class Bridge(Service):
         if self._served.get(server.settings.base_uri) is server:
             del self._served[server.settings.base_uri]
             self.counters.keep([each.counters for each in self.servers])
-            self.log.info("server {name!r}: nothing is left of it", name=server.settings.name)
+            self.log.info("server {server!r}: nothing is left of it", server=server.settings.name)
             if not self._changing:
                 self._rebuild()
 
@@ -550,20 +550,20 @@ class Bridge(Service):
         for name, launcher in launchers:
             problem = guarded(self.log, "checking a launcher", launcher.check)
             if problem is not None:
-                self.log.warn("server {name!r}: {problem}", name=name, problem=problem)
+                self.log.warn("server {server!r}: {problem}", server=name, problem=problem)
         settings = {each.name: each for each in self.settings.servers}
         for name, launcher in launchers:
             confinement = describe_confinement(settings[name])
             if not confinement:
                 continue
             if isinstance(launcher, LocalLauncher):
-                text = "server {name!r} is confined: {confinement}"
-                self.log.info(text, name=name, confinement=confinement)
+                text = "server {server!r} is confined: {confinement}"
+                self.log.info(text, server=name, confinement=confinement)
             else:
                 self.log.warn(
-                    "server {name!r}: its own launcher has to confine it, the bridge does not"
+                    "server {server!r}: its own launcher has to confine it, the bridge does not"
                     " ({confinement})",
-                    name=name,
+                    server=name,
                     confinement=confinement,
                 )
 

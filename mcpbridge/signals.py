@@ -121,14 +121,14 @@ class SignalHandlers:
 
     def _stopping_already(self, name: str) -> None:
         self.log.info(
-            "{name}: already stopping, which may take up to {seconds:g} s",
-            name=name,
+            "{signal}: already stopping, which may take up to {seconds:g} s",
+            signal=name,
             seconds=self._longest_stop(),
         )
 
     def _stop(self, name: str, why: str) -> None:
         if self._may_stop():
-            self.log.info("{name}: {why}, shutting down", name=name, why=why)
+            self.log.info("{signal}: {reason}, shutting down", signal=name, reason=why)
             self._reactor.stop()
         else:
             self._stopping_already(name)

@@ -414,10 +414,10 @@ class Issuer:
         if isinstance(error, (OutboundError, Timeout)):
             why = str(error) or type(error).__name__
             self.log.warn(
-                "issuer {issuer}: {what}: {why}{times}",
+                "issuer {issuer}: {what}: {reason}{times}",
                 issuer=self.settings.issuer,
                 what=what,
-                why=why,
+                reason=why,
                 times=times(count),
             )
         else:

@@ -309,10 +309,11 @@ class BackendSession:
         self.announced = True
         self.opened_at = self.clock.seconds()
         self.log.info(
-            "session {label} of {server!r} opened{whom}",
-            label=self.label,
+            "session {session} of {server!r} opened"
+            + (" for {identity}" if self.caller_name else ""),
+            session=self.label,
             server=self.server,
-            whom=f" for {self.caller_name}" if self.caller_name else "",
+            identity=self.caller_name,
         )
         for observer in self.observers:
             guarded(self.log, "an observer", observer.session_opened, self)
@@ -699,17 +700,19 @@ def log_end(session: BackendSession) -> None:
         log.info(
             "a warm process of {server!r} ended: {reason}; backend: {ended}{stderr}",
             server=session.server,
+            session=session.label,
             reason=session.reason,
             ended=ended,
             stderr=stderr,
         )
         return
     log.info(
-        "session {label} of {server!r} closed after {seconds:.1f} s: {reason};"
+        "session {session} of {server!r} closed after {seconds:.1f} s: {reason};"
         " in {messages_in} messages ({bytes_in} B), out {messages_out} ({bytes_out} B),"
         " refused {refused}; backend: {ended}{stderr}",
-        label=session.label,
+        session=session.label,
         server=session.server,
+        identity=session.caller_name,
         seconds=session.clock.seconds() - session.opened_at,
         reason=session.reason,
         messages_in=session.messages_in,
@@ -749,7 +752,7 @@ def _tear_down(life: Life, session: BackendSession, reason: str) -> None:
         # The process may still run: without its permit the limit would be exceeded.
         if why is not None:
             log.failure("stopping a backend failed", why)
-        log.error("session {label} keeps its slot", label=session.label)
+        log.error("session {session} keeps its slot", session=session.label, server=session.server)
 
     if isinstance(stopped, Deferred):
         stopped.addCallbacks(lambda _: life.gone(), not_stopped)

@@ -66,7 +66,8 @@ class StartBackoff:
         self.log.warn(
             "server {server!r} is {state}; the next try is in {pause:.1f} s",
             server=self._name,
-            state=self,
+            state=str(self),
+            reason=why,
             pause=pause,
         )
         return pause

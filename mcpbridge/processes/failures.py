@@ -43,10 +43,10 @@ class Failures:
         count = self._complaints.add(("not opened", why))
         if count is not None:
             self.log.warn(
-                "session {label} of {server!r} not opened: {why}{times}",
-                label=label,
+                "session {session} of {server!r} not opened: {reason}{times}",
+                session=label,
                 server=self._settings.name,
-                why=why,
+                reason=why,
                 times=times(count),
             )
 
@@ -65,10 +65,10 @@ class Failures:
         count = self._complaints.add("silent")
         if count is not None:
             self.log.warn(
-                "session {label} of {server!r}: the backend has written nothing for {seconds:g} s"
+                "session {session} of {server!r}: the backend has written nothing for {seconds:g} s"
                 " (start_timeout); the session goes on. It may be installing something, or waiting"
                 " for something that it does not get; {advice}{times}",
-                label=session.label,
+                session=session.label,
                 server=self._settings.name,
                 seconds=self._settings.start_timeout,
                 advice=self._advice(session),
@@ -97,8 +97,8 @@ class Failures:
         if count is None:
             return
         self.log.warn(
-            "session {label} of {server!r} failed: {reason}{before}; {advice}{hint}{times}",
-            label=session.label,
+            "session {session} of {server!r} failed: {reason}{before}; {advice}{hint}{times}",
+            session=session.label,
             server=self._settings.name,
             reason=session.reason,
             before="" if session.has_output else " before it answered anything",
@@ -112,8 +112,8 @@ class Failures:
         count = self._complaints.add(("misbehaved", fault))
         if count is not None:
             self.log.warn(
-                "session {label} of {server!r}: {what}{times}",
-                label=session.label,
+                "session {session} of {server!r}: {what}{times}",
+                session=session.label,
                 server=self._settings.name,
                 what=what,
                 times=times(count),

@@ -168,8 +168,8 @@ class MessageFilters:
         """Log the first failure of a filter: the messages of a batch may all have the same one."""
         for each in verdicts:
             if isinstance(each, _FilterFailed):
-                text = "a filter failed; session {label}"
-                self.log.failure(text, Failure(each.error), label=session.label)
+                text = "a filter failed; session {session}"
+                self.log.failure(text, Failure(each.error), session=session.label)
                 return
 
     def _refuse(

@@ -247,9 +247,9 @@ class RefusalLog:
         count = self._refusals.due()
         if count is not None:
             self.log.warn(
-                "server {server!r} {what}: {why}; refused since the last such line: {count}",
+                "server {server!r} {what}: {reason}; refused since the last such line: {count}",
                 server=self._name,
                 what=self._what,
-                why=why(),
+                reason=why(),
                 count=count,
             )

@@ -30,6 +30,10 @@ _STDOUT = b"stdout: "
 _NAME_CHARS = 100
 
 
+#: What backends write, so that its level can be set alone (`stderr=warn`).
+_backends_log = Logger(namespace="mcpbridge.stderr")
+
+
 class Allowance:
     """Limits the lines that are written in each `STDERR_SECONDS`, and counts the others."""
 
@@ -107,8 +111,15 @@ class ServerStderr:
                 return
             except OSError as error:
                 self._fall_back(error.strerror or str(error))
+        session, space, note = label.partition(" ")
         for line in lines:
-            self.log.info("{server!r} {label} {line}", server=self._name, label=label, line=line)
+            _backends_log.info(
+                "{server!r} {session}{note} {line}",
+                server=self._name,
+                session=session,
+                note=space + note,
+                line=line,
+            )
 
     def _fall_back(self, why: str) -> None:
         """Write to the log from now on."""
@@ -120,11 +131,11 @@ class ServerStderr:
             # The disk is full: what was buffered is lost.
             pass
         self.log.warn(
-            "server {server!r}: cannot write {path}: {why}; its stderr goes to the log until the"
+            "server {server!r}: cannot write {path}: {reason}; its stderr goes to the log until the"
             " bridge is started again (stderr_dir)",
             server=self._name,
             path=path,
-            why=why,
+            reason=why,
         )
 
     def _file_name(self) -> str:

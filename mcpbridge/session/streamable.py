@@ -281,8 +281,8 @@ class StreamableSession:
             dropped = {why: count for why, count in self.router.dropped.items() if count}
             if dropped:
                 self.log.info(
-                    "session {label}: messages of the backend that reached nobody: {dropped}",
-                    label=self._session.label,
+                    "session {session}: messages of the backend that reached nobody: {dropped}",
+                    session=self._session.label,
                     dropped=dropped,
                 )
             self.share = None

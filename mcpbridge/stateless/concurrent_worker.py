@@ -312,7 +312,7 @@ class ConcurrentWorker(BackendWorker):
             self._send_request(own_request(LISTEN, params), _ToolsSubscription(self))
         except Refused:
             self.own_subscriptions = 0
-            self.log.warn("the tools of {label} are not watched", label=self.session.label)
+            self.log.warn("the tools of {session} are not watched", session=self.session.label)
 
     def _query_task(self, request: ModernRequest, receiver: Receiver) -> bool:
         try:
@@ -449,10 +449,10 @@ class ConcurrentWorker(BackendWorker):
         self._polling.stop()
         if len(self.tasks):
             self.log.warn(
-                "session {label} has ended with {count} tasks that were not over: {why}",
-                label=self.session.label,
+                "session {session} has ended with {count} tasks that were not over: {reason}",
+                session=self.session.label,
                 count=len(self.tasks),
-                why=self.session.reason,
+                reason=self.session.reason,
             )
         for receiver in self._requests.clear():
             if isinstance(receiver, Exchange) and receiver.is_subscription:

@@ -232,10 +232,10 @@ class StatelessDispatcher:
         if isinstance(error, OtherEra):
             self._era.modern = not modern
             self.log.info(
-                "server {server!r} is {era} now: {why}",
+                "server {server!r} is {era} now: {reason}",
                 server=self._settings.name,
                 era="legacy" if modern else "modern",
-                why=str(error),
+                reason=str(error),
             )
         elif (
             isinstance(error, BackendFailed)

@@ -199,8 +199,8 @@ class ServerContainers:
         if self._away:
             self._away = False
             self.log.info(
-                "server {name!r}: {engine} answers again",
-                name=self._settings.name,
+                "server {server!r}: {engine} answers again",
+                server=self._settings.name,
                 engine=self.command.engine,
             )
 
@@ -209,9 +209,9 @@ class ServerContainers:
         if not self._away:
             self._away = True
             self.log.warn(
-                "server {name!r}: cannot ask {engine} whether a container is gone: {error}; it is"
+                "server {server!r}: cannot ask {engine} whether a container is gone: {error}; it is"
                 " asked again, and the container's slot stays taken until then",
-                name=self._settings.name,
+                server=self._settings.name,
                 engine=self.command.engine,
                 error=str(error),
             )
@@ -274,7 +274,7 @@ class Container:
         return gone
 
     def _unexpected(self, failure: Failure) -> None:
-        self.log.failure("removing the container of {label} failed", failure, label=self._label)
+        self.log.failure("removing the container of {session} failed", failure, session=self._label)
 
     async def _remove(self, interrupted: bool) -> None:
         now = self._containers.clock.seconds
@@ -321,10 +321,10 @@ class Container:
             # Most often `--rm` has removed it meanwhile.
             if removals == REMOVALS_BEFORE_WARNING:
                 self.log.error(
-                    "cannot remove container {ident} of session {label}: {error}; it is tried"
+                    "cannot remove container {ident} of session {session}: {error}; it is tried"
                     " again, and its slot stays taken until then",
                     ident=ids[0][:12],
-                    label=self._label,
+                    session=self._label,
                     error=str(error),
                 )
             return False

@@ -272,16 +272,16 @@ class PrivateDirectory:
         # At a stop the watchdog follows at once, and reports what it cannot remove.
         if problem and not self._directories.stopped:
             self.log.warn(
-                "temporary files of {label} are left: {problem}; they are tried again when the"
+                "temporary files of {session} are left: {problem}; they are tried again when the"
                 " bridge stops",
-                label=self._label,
+                session=self._label,
                 problem=problem,
             )
 
     def _unexpected(self, failure: Failure) -> None:
         self.log.failure(
-            "removing the temporary files of {label} failed; they are tried again when the"
+            "removing the temporary files of {session} failed; they are tried again when the"
             " bridge stops",
             failure,
-            label=self._label,
+            session=self._label,
         )

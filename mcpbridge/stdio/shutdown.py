@@ -130,10 +130,10 @@ class ShutdownActions:
             if not self._look_failed:
                 self._look_failed = True
                 self.log.failure(
-                    "cannot look at the processes of {label}; its slot stays taken and that"
+                    "cannot look at the processes of {session}; its slot stays taken and that"
                     " is tried again",
                     why,
-                    label=self.label,
+                    session=self.label,
                 )
             self.clock.callLater(LONGEST_PAUSE_SECONDS, look_again)
 
@@ -169,9 +169,9 @@ class ShutdownActions:
         self._kills += 1
         if self._kills == KILLS_BEFORE_WARNING:
             self.log.error(
-                "processes of {label} do not die from SIGKILL{which}; its slot stays taken"
+                "processes of {session} do not die from SIGKILL{which}; its slot stays taken"
                 " and they are tried again",
-                label=self.label,
+                session=self.label,
                 which="".join(f", {pid}" for pid in self._left[:SHOWN_PROCESSES]),
             )
         self.wait(machine, pause)

@@ -196,8 +196,8 @@ class StdoutReader:
                 self._pass_on([last])
             else:
                 self.log.warn(
-                    "the backend of {label} ended in the middle of a message of {size} bytes",
-                    label=self._label,
+                    "the backend of {session} ended in the middle of a message of {size} bytes",
+                    session=self._label,
                     size=len(last),
                 )
         if self._malformed is not None and not self._discarding:

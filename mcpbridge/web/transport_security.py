@@ -153,7 +153,9 @@ class TransportSecurity:
         count = self._log.add(str(refusal))
         if count is not None:
             self.log.warn(
-                "a request was refused (403): {why}{times}", why=refusal, times=times(count)
+                "a request was refused (403): {reason}{times}",
+                reason=str(refusal),
+                times=times(count),
             )
 
     def check(self, request: Any, loopback: int | None) -> None:
