@@ -21,6 +21,11 @@ ON_OTHERS := tests/unit tests/integration tests/fuzz tests/e2e
 # More workers than cores, as tests of processes wait most of the time.
 WORKERS ?= 4
 SPREAD := --numprocesses $(WORKERS) --dist loadgroup
+# A line that says what happens now, with the seconds since make was started.
+ifndef MAKE_STARTED
+export MAKE_STARTED := $(shell date +%s)
+endif
+say = printf '[%4d s] %s\n' "$$(($$(date +%s) - $(MAKE_STARTED)))" $(1)
 PIP := -m pip install --quiet --disable-pip-version-check
 # An environment with no pip of its own is made in a second: the one of .venv serves it.
 PIP_FOR = $(BIN)/python -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
@@ -44,23 +49,28 @@ serve: .venv/.made ## run the bridge in front of the demo server
 	@exec $(BIN)/mcpbridge $(SERVE) -- $(CURDIR)/$(BIN)/python -m mcpbridge.demo
 
 test: ## run everything: the tools, the whole suite, and the suite on other Pythons
+	@$(call say,'the tools and the environments')
 	@$(MAKE) --no-print-directory --jobs=2 \
 	    $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) lint real others.made
 	@log=$$(mktemp); \
-	$(MAKE) --no-print-directory others.tested >"$$log" 2>&1 & others=$$!; \
+	$(MAKE) --no-print-directory others.tested 3>&1 >"$$log" 2>&1 & others=$$!; \
 	status=0; $(MAKE) --no-print-directory whole || status=$$?; \
-	echo 'on the other Pythons, beside that:'; \
-	wait $$others || status=$$?; cat "$$log"; rm -f "$$log"; exit $$status
+	$(call say,'waiting for the tests on the other Pythons'); \
+	wait $$others || status=$$?; $(call say,'what they said:'); cat "$$log"; rm -f "$$log"; exit $$status
 
 # Much of it waits for processes: the other Pythons have that time.  They are made
 # before, as that compiles the launcher anew.
 whole: .venv/.made-dev
+	@$(call say,'the whole suite')
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run $(PYTEST) -p tests.measured $(SPREAD) $(TESTS)
+	@$(call say,'coverage')
 	@$(MAKE) --no-print-directory floors
+	@$(call say,'the contract tests without the fast path')
 	MCPBRIDGE_FAST_PATH=off $(BIN)/python $(PYTEST) $(SPREAD) $(CONTRACT) $(TESTS)
 
 lint: .venv/.made-dev ## run ruff and mypy
+	@$(call say,'ruff and mypy')
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -70,10 +80,14 @@ unit: .venv/.made-dev ## run the unit tests, in under a minute
 	$(BIN)/python $(PYTEST) --numprocesses auto --dist worksteal --hypothesis-profile quick \
 	    $(if $(filter tests/%,$(TESTS)),,tests/unit) $(TESTS)
 
+# The output of `make test` for these comes at its end; what happens meanwhile goes to
+# descriptor 3, if it is open.
 others: others.made others.tested ## run the quick tests on every other Python from 3.11 on
 others.made others.tested: others.%: .venv/.made-dev
 	@others=$$($(BIN)/python tests/real/pythons.py) || exit 1; \
 	for other in $$others; do \
+	    { $(call say,"Python $${other%%=*}: $*") >&3; } 2>/dev/null \
+	        || $(call say,"Python $${other%%=*}: $*"); \
 	    $(MAKE) --no-print-directory OTHER="$${other#*=}" ".venv-$${other%%=*}/.$*" || exit 1; \
 	done
 
@@ -109,18 +123,24 @@ fuzz: .venv-fuzz/.made-fuzz ## fuzz each parser for FUZZ=20 seconds, or only TAR
 	@touch $@
 
 bench: .venv/.made ## measure against the floor and other bridges, in under 15 minutes
+	@$(call say,'building the load generator and installing the other bridges')
 	$(BIN)/python benchmarks/run.py
 
 bench-quick: .venv/.made ## the same in three minutes, in one round with fewer bridges
+	@$(call say,'building the load generator and installing the other bridges')
 	$(BIN)/python benchmarks/run.py --quick
 
 CONFORMANCE_PARTS := $(patsubst %,.real/%/.made,client1 client2 node conformance)
 conformance: .venv/.made-dev $(CONFORMANCE_PARTS) ## run the MCP conformance suites
+	@$(call say,'the conformance suites')
 	$(BIN)/python -m tests.conformance.run $(CONFORMANCE)
+	@$(call say,'one of them with a token')
 	$(BIN)/python -m tests.conformance.run --auth --only 2026-07-28 $(CONFORMANCE)
+	@$(call say,'one of them through a second bridge')
 	$(BIN)/python -m tests.conformance.run --remote --only dual-era $(CONFORMANCE)
 
 soak: .venv/.made-dev ## end ten thousand sessions in every way, beside two hundred that live
+	@$(call say,'ending 10000 sessions in every way')
 	MCPBRIDGE_SOAK=10000 MCPBRIDGE_HEALTHY=200 $(BIN)/python $(PYTEST) -s \
 	    -o faulthandler_timeout=0 tests/e2e/test_soak.py tests/e2e/test_hostile_backends.py
 
@@ -193,6 +213,7 @@ REAL_NODE := .real/auth/.made .real/clients/.made .real/conformance/.made
 real: .venv/.made-dev $(REAL_PYTHON) .real/node/.made $(REAL_NODE) ## build the parts that other people wrote
 
 $(REAL_PYTHON): .real/%/.made: tests/real/%.txt | .venv/.made-dev
+	@$(call say,'installing .real/$* from PyPI')
 	rm -rf .real/$*
 	$(PYTHON) -m venv --without-pip .real/$*
 	$(call PIP_FOR,.real/$*) --requirement $<
@@ -201,6 +222,7 @@ $(REAL_PYTHON): .real/%/.made: tests/real/%.txt | .venv/.made-dev
 .real/node/.made: tests/real/package.json
 $(REAL_NODE): .real/%/.made: tests/real/%.json
 .real/node/.made $(REAL_NODE):
+	@$(call say,'installing $(@D) from npm')
 	rm -rf $(@D)
 	mkdir -p $(@D)
 	cp $< $(@D)/package.json

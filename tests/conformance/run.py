@@ -36,6 +36,7 @@ from typing import Any
 
 import pytest
 
+from tests.progress import Progress
 from tests.real import parts
 from tests.real.bridge import LOOPBACK, MARKER_VARIABLE, RunningBridge, serving
 
@@ -343,9 +344,13 @@ def run(
     remote: bool = False,
 ) -> int:
     """Run suites, some at once; the exit status."""
+    progress = Progress()
 
     def outcome(suite: Suite) -> Outcome:
-        return outcome_of(suite, url, options, auth=auth, remote=remote)
+        progress.phase(f"{suite.name}: {suite.scenarios} scenarios")
+        found = outcome_of(suite, url, options, auth=auth, remote=remote)
+        progress.phase(f"{suite.name}: done")
+        return found
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return judge(list(pool.map(outcome, suites)))

@@ -39,6 +39,7 @@ from tests.e2e.stateless import (
     repeating_in_background,
     subscribe,
 )
+from tests.progress import Progress
 
 CYCLES = int(os.environ.get("MCPBRIDGE_SOAK", "42"))
 AT_A_TIME = 8
@@ -123,13 +124,14 @@ def streamable_cycle(bridge: Bridge, kind: str, end: str) -> None:
 
 def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
     """Run cycles, `AT_A_TIME` at once; each gets its number."""
-    numbers, done = count(), Counter[str]()
+    numbers, done, progress = count(), Counter[str](), Progress()
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
             while not failures and (number := next(numbers)) < cycles:
                 done[one(number)] += 1
+                progress.count("sessions ended", done.total(), cycles)
         except BaseException as failure:
             failures.append(failure)
 
@@ -138,6 +140,7 @@ def run(one: Callable[[int], str], cycles: int) -> Counter[str]:
         thread.start()
     for thread in threads:
         thread.join(TIMEOUT + cycles)
+    progress.done()
     if failures:
         raise failures[0]
     return done
