@@ -245,6 +245,21 @@ ACCESS_LOG_SECONDS = 0.1
 ACCESS_LOG_LINES = 256
 ACCESS_LOG_CHARACTERS = 64 * 1024
 
+#: A line of the log in JSON: how many fields it has, how many characters of its message, of
+#: another field and of a traceback, and how long it may be, as the journal cuts longer ones;
+#: and how many characters each field keeps of a line that is longer all the same.
+LOG_FIELDS = 32
+LOG_MESSAGE_CHARS = 8192
+LOG_FIELD_CHARS = 2048
+LOG_TRACEBACK_CHARS = 16 * 1024
+LOG_LINE_BYTES = 48_000
+LOG_SHORT_CHARS = 1000
+
+#: The log says that a session waits for the first answer of its process after this time, then
+#: after twice as long again, and so on, up to this interval.
+STARTING_LOG_SECONDS = 5.0
+MAX_STARTING_LOG_SECONDS = 300.0
+
 #: How long large messages are parsed in one turn of the reactor, all of them together.
 LARGE_TURN_SECONDS = 0.005
 

@@ -75,6 +75,19 @@ class Sink(Protocol):
         """End the stream.  Called once, also when the client has gone."""
 
 
+class StartObserver(Protocol):
+    """Watches the starts of a server's processes that somebody waits for."""
+
+    def opened(self, session: BackendSession) -> None:
+        """Note that somebody uses a session from now on."""
+
+    def answered(self, session: BackendSession) -> None:
+        """Note the first message of a session's process."""
+
+    def ended(self, session: BackendSession) -> None:
+        """Note that a session has ended; also if it was not opened."""
+
+
 class Adapter(Protocol):
     """
     Stands between a session and its backend where they do not speak the same
@@ -158,6 +171,8 @@ class BackendSession:
     stderr: ProcessStderr | None = None
     #: Called with the session, the kind of a mistake of its backend, and a description.
     complain: Callable[[BackendSession, str, str], None] = lambda session, fault, what: None
+    #: Is told when somebody uses the session, of its first answer, and when it ends.
+    starts: StartObserver | None = None
 
     #: The variables that it was started with for its client (`env_from`), which are secrets.
     environment: Mapping[str, str] = field(default_factory=lambda: NO_VARIABLES, repr=False)
@@ -315,6 +330,8 @@ class BackendSession:
             server=self.server,
             identity=self.caller_name,
         )
+        if self.starts is not None:
+            self.starts.opened(self)
         for observer in self.observers:
             guarded(self.log, "an observer", observer.session_opened, self)
 
@@ -563,7 +580,7 @@ class BackendSession:
         if not self.receiving:
             return
         if not self.has_output:
-            self._first_output()
+            self._first_answer()
         if self.faults is not None:
             self.faults.messages_received(lines)
         if not self.sink.has_reader:
@@ -575,8 +592,10 @@ class BackendSession:
         else:
             self._pass_on(lines)
 
-    def _first_output(self) -> None:
+    def _first_answer(self) -> None:
         self.has_output = True
+        if self.starts is not None:
+            guarded(self.log, "noting the first answer", self.starts.answered, self)
         if self.counters is not None:
             # What a backend answers first is `initialize`.
             began = None if self.measured is None else self.measured.oldest
@@ -738,6 +757,8 @@ def _tear_down(life: Life, session: BackendSession, reason: str) -> None:
     session.leaving = True
     if session.faults is not None:
         guarded(log, "stopping the wait for lost answers", session.faults.stop)
+    if session.starts is not None:
+        guarded(log, "forgetting the start", session.starts.ended, session)
     if session.throttle is not None:
         guarded(log, "releasing the throttle", session.throttle.release)
     guarded(log, "forgetting the session", session.forget, session)

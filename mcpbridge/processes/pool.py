@@ -36,6 +36,7 @@ from mcpbridge.processes.endings import Removed, Stopped
 from mcpbridge.processes.failures import Failures
 from mcpbridge.processes.message_filters import MessageFilters
 from mcpbridge.processes.permits import RefusalLog, SessionLimiter
+from mcpbridge.processes.slow_starts import SlowStarts
 from mcpbridge.processes.spares import SpareProcesses
 from mcpbridge.processes.start_check import StartCheck, neutral_initialize
 from mcpbridge.processes.stderr_log import ServerStderr
@@ -134,6 +135,7 @@ class ProcessPool:
         self._filters = MessageFilters(filters) if filters else None
         self._stderr = ServerStderr(settings, clock)
         self.failures = Failures(settings, clock, self._stderr)
+        self._slow_starts = SlowStarts(settings, clock)
         self._exhausted = RefusalLog(settings.name, clock, "cannot start backends")
         self._pools = [] if pools is None else pools
         #: Those whose requests wait for a process, as an ordered set; one for all pools.
@@ -337,6 +339,7 @@ class ProcessPool:
                 filters=self._filters,
                 stderr=self._stderr.process(),
                 complain=self.failures.misbehaved,
+                starts=self._slow_starts,
                 announced=False,
                 environment=environment,
                 counters=self.counters,

@@ -255,7 +255,8 @@ class McpEndpoint:
             if finished is not None:
                 await finished
         except CancelledError:
-            if not request.startedWriting:
+            # An id in a head that came before the answer is no use to a client without the answer.
+            if not request.startedWriting or _streamable(session).negotiated is None:
                 self._server.client_left(session, "the client left before it had the session's id")
             raise
         except Exception as error:
@@ -331,12 +332,10 @@ class McpEndpoint:
             accept(request)
             return None
         response = made[0]
-        patience = COMMIT_SECONDS
-        if opens:
-            # Only the answer tells whether there is a session to be named in the head,
-            # which is kept back as long as a keepalive may be.
-            patience = max(patience, self._server.settings.keepalive_interval)
-        self._attached(request, streamable, response, response, stream, 0, patience)
+        # Also an `initialize` gets its head before its answer, although only that tells whether
+        # the session which the head names comes to life: a first start may take minutes, and
+        # clients and proxies give up on a request of which they hear nothing.
+        self._attached(request, streamable, response, response, stream, 0)
         return response.finished
 
     async def _take_over(self, request: Any, pending: PendingStream) -> None:

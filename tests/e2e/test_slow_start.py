@@ -152,3 +152,64 @@ def test_stateless_clients_start_at_most_two_installs(tmp_path: Path, era: str) 
         assert any(calls(bridge, each) for each in PATIENCES)
         # The first one was ended after `probe_timeout`, perhaps before it had begun.
         assert installs(tmp_path) <= 2
+
+
+#: Seconds that no test waits for: the installation ends when its test says so.
+FOREVER = 3600.0
+
+
+@pytest.mark.parametrize("transport", ["sse", "mcp", "stateless", "modern"])
+def test_client_that_waits_for_an_install_hears_of_the_bridge(
+    tmp_path: Path, transport: str
+) -> None:
+    """
+    It gets the head of an event stream and a comment or a ping while the server is being
+    installed; when it leaves, the process is kept.  The log says what is waited for.
+    """
+    era = [transport] if transport == "modern" else []
+    folder = tmp_path / "installing"
+    folder.mkdir()
+    npx = tmp_path / "npx"
+    command, *args = backend("installing", folder, FOREVER, *era)
+    npx.write_text(f'#!/bin/sh\necho "npm warn: fetching" >&2\nexec {command} "$@"\n')
+    npx.chmod(0o755)
+    server = {"command": str(npx), "args": args, "base_uri": "", "start_timeout": 300}
+    server |= {"probe_timeout": 300, "stop_grace": 0.2, "kill_grace": 0.2}
+    with serving(config={"mcpServers": {"slow": server}}) as bridge:
+        address = ("127.0.0.1", bridge.port)
+        with socket.create_connection(address) as one, socket.create_connection(address) as two:
+            end = time.monotonic() + 60
+            head = begin(transport, one, two, end)
+            if transport != "sse":
+                head = read_until(one, rb"\r\n:", end)
+            assert b" 200 " in head[:20]
+            assert b"text/event-stream" in head
+            bridge.wait_for_log("waiting for its first answer for", "npx may be downloading")
+            assert "(last stderr: npm warn: fetching)" in bridge.log
+
+
+def begin(transport: str, one: socket.socket, two: socket.socket, end: float) -> bytes:
+    """
+    Send what makes a server start.  Return what the first socket has received, up to a ping
+    on `/sse`, and nothing otherwise.
+    """
+    accept = "Host: localhost\r\nAccept: application/json, text/event-stream\r\n"
+    body = request("initialize", 1, protocolVersion="2025-11-25", capabilities={})
+    path, received = "/mcp", b""
+    if transport in ("stateless", "modern"):
+        meta = {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": {"name": "x", "version": "1"},
+        }
+        body = request("resources/list", 1, _meta=meta)
+        accept += "MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: resources/list\r\n"
+    elif transport == "sse":
+        one.sendall(f"GET /sse HTTP/1.1\r\n{accept}\r\n".encode())
+        received = read_until(one, rb"event: message", end)
+        found = re.search(rb"/message\S+", received)
+        assert found is not None
+        path, one = found[0].decode(), two
+    typed = f"{accept}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    one.sendall(f"POST {path} HTTP/1.1\r\n{typed}".encode() + body)
+    return received
