@@ -28,6 +28,10 @@ class ConsoleOptions(ServerOptions):
     #: The name of the program in the help.
     program = "mcpbridge"
 
+    def console_observer(self) -> ILogObserver:
+        """Make the observer that writes the log to the terminal, where there is no other."""
+        return console_observer()
+
 
 def main() -> None:
     """Run twistd with the arguments of this command, or the command that they name."""
@@ -43,8 +47,6 @@ def main() -> None:
         sys.exit(schema_command(sys.argv[2:]))
     options = ConsoleOptions()
     options.parseOptions(["--nodaemon", "--pidfile=", "mcpbridge", *sys.argv[1:]])
-    if not options["logfile"]:
-        options["logger"] = console_observer
     runApp(options)
 
 

@@ -21,8 +21,9 @@ from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
-from twisted.logger import LogLevel
+from twisted.logger import ILogObserver, LogLevel
 from twisted.python import usage
+from twisted.python.components import Componentized
 
 from mcpbridge._version import __version__
 from mcpbridge.bridge import Bridge
@@ -35,6 +36,7 @@ from mcpbridge.config.masking import printable
 from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, wrong_settings
 from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
+from mcpbridge.logs.observers import log_observer
 from mcpbridge.memory import keep_collections_short, map_large_blocks
 from mcpbridge.signals import SignalHandlers
 from mcpbridge.twisted_internals import dispatch_directly
@@ -159,6 +161,9 @@ class Options(usage.Options):
             self.settings = self._read()
         except SettingError as error:
             _fail(error)
+        if self.settings.log_format == "json" and self.parent and self.parent["syslog"]:
+            text = "log_format: syslog gets text, not JSON, because of --syslog"
+            self.notices.append(Notice("warn", text))
 
     def _check(self) -> Report:
         """Find everything that is wrong."""
@@ -460,6 +465,14 @@ class _Run(Bridge):
             report=self.log_sessions,
             reload=self._reload,
         )
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Have twistd log as the settings say, which it begins when it has an application."""
+        if isinstance(parent, Componentized) and not self._twistd.get("logger"):
+            console = getattr(self._twistd, "console_observer", None)
+            observer = log_observer(self.settings, self._twistd, console)
+            parent.setComponent(ILogObserver, observer)
+        super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
         """Open the listeners, or exit."""

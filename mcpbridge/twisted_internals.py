@@ -27,7 +27,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.process import ProcessReader, ProcessWriter
 from twisted.internet.tcp import Connection
-from twisted.logger import FileLogObserver, ILogObserver, Logger
+from twisted.logger import FileLogObserver, FilteringLogObserver, ILogObserver, Logger
 from twisted.python import log
 
 if sys.platform == "linux":
@@ -432,9 +432,26 @@ def observed_files(publisher: Any) -> Iterator[Any]:
     from the publisher to its observers, nor from an observer to its file.
     """
     for observer in observers_of(publisher):
-        file = getattr(observer, "_outFile", None)
+        if isinstance(observer, FilteringLogObserver):
+            observer = observer._observer
+        file = file_of(observer)
         if file is not None:
             yield file
+
+
+def file_of(observer: Any) -> Any:
+    """Return the file that an observer writes to; None without one."""
+    return getattr(observer, "_outFile", None)
+
+
+def twistd_observer(options: Mapping[str, Any]) -> Any:
+    """
+    Make the observer that twistd makes of its options: of standard output, a log file,
+    which it also rotates at SIGUSR1, or syslog, whose observer is one of the former log.
+    """
+    from twisted.scripts._twistd_unix import UnixAppLogger
+
+    return UnixAppLogger(options)._getLogObserver()
 
 
 def formats_as_text_file(formatter: Callable[..., object]) -> bool:

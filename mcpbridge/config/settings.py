@@ -61,6 +61,7 @@ from mcpbridge.config.confinement import (
     LIMITS as RESOURCE_LIMITS,
 )
 from mcpbridge.config.env_from import ENV_FROM, EnvironmentRule, read_rules
+from mcpbridge.config.log_levels import unknown_components
 from mcpbridge.config.name_lists import NAME_LISTS, NameLists, read_name_lists
 from mcpbridge.config.remote import FIELDS, REMOTE_URL
 from mcpbridge.config.tuning import MIB
@@ -1085,6 +1086,7 @@ class BridgeSettings:
         """Yield what is wrong with settings that are right by themselves."""
         yield from self._wrong_auth()
         yield from self._wrong_limits()
+        yield from unknown_components(self.log_level)
         listeners = [x for x in self.admin_listen or () if not x.startswith("unix:")]
         if [*listeners] not in ([], ["none"]) and not self.admin_tokens:
             yield SettingError(

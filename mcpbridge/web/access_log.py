@@ -14,11 +14,14 @@ from time import time
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from msgspec import UNSET
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import FileLogObserver, ILogObserver, LogEvent, Logger, LogLevel, LogPublisher
 
 from mcpbridge.config.tuning import ACCESS_LOG_CHARACTERS, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
 from mcpbridge.guard import guarded
+from mcpbridge.logs.json_lines import AccessLine, access_lines, component_of, json_line, rfc3339
+from mcpbridge.logs.levels import LevelFilter
 from mcpbridge.timers import Timer
 from mcpbridge.twisted_internals import formats_as_text_file, observers_of, write_to_file
 
@@ -39,8 +42,9 @@ _WHOLE_ID = re.compile(rb"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 _REMEMBERED = 4096
 _REMEMBERED_BYTES = 256
 
-#: The text of a line.
-_FORMAT = "{peer} {method} {uri} {code} {size}{session}"
+#: The text of a line, without a session and with one.
+_FORMAT = "{peer} {method} {uri} {code} {size}"
+_FORMAT_WITH_SESSION = f"{_FORMAT} {{session}}"
 #: The formatter of the console script, as its module and name.
 _CONSOLE_FORMATTER = ("mcpbridge.script", "console_line")
 
@@ -77,8 +81,8 @@ def _shown(text: bytes) -> str:
 
 class LoggedRequest(NamedTuple):
     """
-    What a line shows of a request: text that is safe and redacted.  `session` begins
-    with a space, or is empty.
+    What a line shows of a request: text that is safe and redacted.  `session` is a short
+    id, or empty.
     """
 
     peer: str
@@ -95,7 +99,7 @@ class LoggedRequest(NamedTuple):
         `session` the value of its `Mcp-Session-Id`, if it has one.
         """
         found = None if session is None else _WHOLE_ID.fullmatch(session)
-        shown = "" if found is None else f" {found[1].decode('ascii')}"
+        shown = "" if found is None else found[1].decode("ascii")
         return cls(peer, _shown(method)[:20], _shown(target), shown)
 
 
@@ -112,9 +116,10 @@ class AccessLog:
     Twisted takes 15 to 35 microseconds for each event that it writes to a file, as
     much as the bridge takes for the request.  So lines are collected for at most
     `ACCESS_LOG_SECONDS`, `ACCESS_LOG_LINES` lines and `ACCESS_LOG_CHARACTERS` characters, and
-    a log file or terminal gets them in one write.  Each has the time of its request
-    and the form of any other line of that file.  An observer of another kind
-    gets an event for each request, with its time, when the batch is written.
+    a log file or terminal, of text or JSON, gets them in one write.  Each has the time of its
+    request and the form of any other line of that file.  An observer of another kind
+    gets an event for each request, with its time, when the batch is written.  One that
+    wants no such events (`log_level`) gets nothing, and is not asked for each.
 
     Lines are in the order in which the requests finished.  A line that something
     else logs meanwhile may come before them, by no more than
@@ -162,8 +167,14 @@ class AccessLog:
     def _write(self, lines: Sequence[_Line]) -> None:
         others = []
         for observer in observers_of(self._log.observer):
+            if isinstance(observer, LevelFilter):
+                if not observer.levels.logs(self._log.namespace, LogLevel.info):
+                    continue
+                observer = observer.observer
             if _is_text_file(observer):
                 guarded(self._log, "writing the access log", self._write_file, observer, lines)
+            elif _is_json_file(observer):
+                guarded(self._log, "writing the access log", self._write_json, observer, lines)
             else:
                 others.append(observer)
         if others:
@@ -180,11 +191,27 @@ class AccessLog:
                 texts += [observer.formatEvent(self._event(line)) or "" for line in group]
             else:
                 before, after = frame
-                texts += [
-                    f"{before}{peer} {method} {uri} {code} {size}{session}{after}"
-                    for _, (peer, method, uri, session), code, size in group
-                ]
+                texts += [f"{before}{_text(line)}{after}" for line in group]
         write_to_file(observer, "".join(texts))
+
+    def _write_json(self, observer: FileLogObserver, lines: Sequence[_Line]) -> None:
+        component = component_of(self._log.namespace)
+        texts = access_lines(
+            AccessLine(
+                rfc3339(when),
+                LogLevel.info.name,
+                component,
+                _text((when, request, code, size)),
+                request.peer,
+                request.method or UNSET,
+                request.uri or UNSET,
+                code,
+                size,
+                request.session or UNSET,
+            )
+            for when, request, code, size in lines
+        )
+        write_to_file(observer, texts)
 
     def _frame(self, observer: FileLogObserver, second: int) -> _Frame | None:
         """
@@ -206,20 +233,28 @@ class AccessLog:
     def _event(self, line: _Line) -> LogEvent:
         """Make the event that `Logger.info` makes, but with the time of the request."""
         when, (peer, method, uri, session), code, size = line
-        return {
+        event = {
             "log_logger": self._log,
             "log_level": LogLevel.info,
             "log_namespace": self._log.namespace,
             "log_source": self._log.source,
-            "log_format": _FORMAT,
+            "log_format": _FORMAT_WITH_SESSION if session else _FORMAT,
             "log_time": when,
             "peer": peer,
             "method": method,
             "uri": uri,
             "code": code,
             "size": size,
-            "session": session,
         }
+        if session:
+            event["session"] = session
+        return event
+
+
+def _text(line: _Line) -> str:
+    _, (peer, method, uri, session), code, size = line
+    text = f"{peer} {method} {uri} {code} {size}"
+    return f"{text} {session}" if session else text
 
 
 def _is_text_file(observer: ILogObserver) -> bool:
@@ -232,6 +267,11 @@ def _is_text_file(observer: ILogObserver) -> bool:
     formatter = observer.formatEvent
     name = getattr(formatter, "__module__", ""), getattr(formatter, "__qualname__", "")
     return name == _CONSOLE_FORMATTER or formats_as_text_file(formatter)
+
+
+def _is_json_file(observer: ILogObserver) -> bool:
+    """Tell whether an observer writes each event to a file as `json_line` formats it."""
+    return type(observer) is FileLogObserver and observer.formatEvent is json_line
 
 
 def _second_of(line: _Line) -> int:

@@ -41,6 +41,10 @@ from mcpbridge.web.transport_security import listener_of
 CLOSE_SECONDS = 1.0
 
 
+#: A component of its own, so that its level can be set alone.
+_access_lines = Logger(namespace="mcpbridge.access")
+
+
 class BridgeSite(Site):
     """
     Serves a resource with bounded bodies, waits and connections, over HTTP/1.1.
@@ -95,7 +99,7 @@ class BridgeSite(Site):
         self._connections = Connections(1, 1, reactor)
         self._configure(settings)
         #: Gets each request that is complete; None while there is no access log.
-        self.access_log = AccessLog(reactor, self.log_lines) if settings.access_log else None
+        self.access_log = AccessLog(reactor, _access_lines) if settings.access_log else None
         self._refusals = FastResponses()
         self._counters = counters or BridgeCounters()
         self._emptied: Deferred[None] | None = None

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "mcpbridge"
 
 #: The ground: what every room with I/O may use.
 GROUND = {"_version", "audit_log", "config", "counters", "errors", "guard", "interfaces", "jsonrpc"}
+GROUND |= {"logs"}
 GROUND |= {"pacer", "rate_limited_log", "response_budget", "timers", "twisted_internals"}
 #: What the rooms may import from, besides themselves and what stands below in
 #: this table.  A module outside the packages is a room of its own.
@@ -31,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "pacer": {"guard"},
     "twisted_internals": set(),
     "config": {"errors"},
+    "logs": {"config", "twisted_internals"},
     "extensions": {"config", "errors"},
     "memory": {"config", "timers"},
     "rate_limited_log": {"config"},
@@ -65,6 +67,7 @@ ALLOWED: dict[str, set[str]] = {
         "check",
         "config",
         "errors",
+        "logs",
         "memory",
         "signals",
         "twisted_internals",

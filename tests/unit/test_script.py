@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import pytest
-from twisted.logger import Logger, LogLevel, LogPublisher, eventAsText
+from twisted.logger import FileLogObserver, Logger, LogLevel, LogPublisher, eventAsText
 from twisted.python.failure import Failure
 
 from mcpbridge import script
@@ -114,7 +114,7 @@ def test_the_signal_that_stops_stays() -> None:
 def test_the_script_runs_twistd_in_the_foreground(
     logfile: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log file has the format of Twisted."""
+    """`mcpbridge.logs` chooses the observer later."""
     ran: list[ConsoleOptions] = []
     monkeypatch.setattr(script, "runApp", ran.append)
     arguments = [] if logfile is None else ["--logfile", logfile]
@@ -123,7 +123,8 @@ def test_the_script_runs_twistd_in_the_foreground(
     [options] = ran
     assert (options["nodaemon"], options["pidfile"]) == (1, "")
     assert options["logfile"] == logfile
-    assert options["logger"] is (script.console_observer if logfile is None else None)
+    assert options["logger"] is None
+    assert isinstance(options.console_observer(), FileLogObserver)
     assert options.subOptions.command == ("cat",)
 
 

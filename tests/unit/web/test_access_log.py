@@ -5,6 +5,7 @@ session id, and when its lines are written.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from io import BytesIO, StringIO
@@ -30,6 +31,8 @@ from twisted.web.resource import Resource
 
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import ACCESS_LOG_CHARACTERS, ACCESS_LOG_LINES, ACCESS_LOG_SECONDS
+from mcpbridge.logs.json_lines import json_line
+from mcpbridge.logs.levels import LevelFilter, Levels
 from mcpbridge.script import console_line, console_observer
 from mcpbridge.web import access_log
 from mcpbridge.web.access_log import (
@@ -161,13 +164,14 @@ def as_events(observer: Callable[[LogEvent], None], *requests: tuple[float, Any]
                 "log_level": LogLevel.info,
                 "log_namespace": "site",
                 "log_time": when,
-                "log_format": "{peer} {method} {uri} {code} {size}{session}",
+                "log_format": "{peer} {method} {uri} {code} {size}"
+                + (" {session}" if session else ""),
                 "peer": peer,
                 "method": redacted(method)[:20],
                 "uri": redacted(uri),
                 "code": code,
                 "size": size,
-                "session": f" {session[:8]}" if session else "",
+                **({"session": session[:8]} if session else {}),
             }
         )
 
@@ -187,6 +191,7 @@ MAKERS: list[Callable[[StringIO], FileLogObserver]] = [
     lambda file: textFileLogObserver(file, "%H:%M:%S.%f"),
     lambda file: textFileLogObserver(file, None),
     lambda file: FileLogObserver(file, console_line),
+    lambda file: FileLogObserver(file, json_line),
     lambda file: FileLogObserver(file, lambda event: f"{formatEvent(event)}|"),
     lambda file: FileLogObserver(
         file, lambda event: None if event["code"] < 400 else f"{eventAsText(event)}\n"
@@ -231,7 +236,7 @@ def test_other_observers_get_an_event_for_each_request() -> None:
     publisher: Any = expected.append
     log = Logger(namespace="site", observer=publisher)
     fields: Any = {"peer": "192.0.2.1", "method": "POST", "uri": "/sse", "code": 202, "size": 0}
-    log.info("{peer} {method} {uri} {code} {size}{session}", session=" 4f8a6bb6", **fields)
+    log.info("{peer} {method} {uri} {code} {size} {session}", session="4f8a6bb6", **fields)
     for event in (events[1], expected[0]):
         del event["log_time"], event["log_logger"]
     assert events[1] == expected[0]
@@ -245,6 +250,62 @@ def test_json_log_has_an_event_for_each_request() -> None:
         written.add()
     written.log.stop()
     assert file.getvalue().count('"uri": "/mcp"') == 3
+
+
+def test_lines_of_json_are_written_at_once() -> None:
+    """As `json_line` formats them, with the session as a field, and without one."""
+    file = CountingFile()
+    written = Written(FileLogObserver(file, json_line))
+    written.add(peer='"\u2028')
+    written.add(b"/sse", session=IDENT.encode())
+    written.log.flush()
+    assert file.writes == 1
+    first, second = (json.loads(line) for line in file.getvalue().split("\n")[:-1])
+    assert (first["peer"], "session" in first, file.getvalue().isascii()) == (
+        '"\u2028',
+        False,
+        True,
+    )
+    assert second == {
+        "time": "2030-03-17T17:46:40.000Z",
+        "level": "info",
+        "component": "site",
+        "message": "192.0.2.1 POST /sse 202 0 4f8a6bb6",
+        "peer": "192.0.2.1",
+        "method": "POST",
+        "uri": "/sse",
+        "code": 202,
+        "size": 0,
+        "session": "4f8a6bb6",
+    }
+    written.log.stop()
+
+
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        (["info"], True),
+        (["warn"], False),
+        (["warn", "access=info"], True),
+        (["info", "access=warn"], False),
+    ],
+)
+@pytest.mark.parametrize("formatter", [console_line, json_line, formatEvent])
+def test_level_holds_for_the_access_log(levels: list[str], shown: bool, formatter: Any) -> None:
+    """Also where lines are written to a file directly."""
+    file = StringIO()
+    written = Written(LevelFilter(FileLogObserver(file, formatter), Levels(levels)))
+    written.log = AccessLog(
+        written.clock,
+        Logger(
+            namespace="mcpbridge.access",
+            observer=LogPublisher(LevelFilter(FileLogObserver(file, formatter), Levels(levels))),
+        ),
+        lambda: BEGIN,
+    )
+    written.add()
+    written.log.stop()
+    assert bool(file.getvalue()) is shown
 
 
 def test_lines_wait_for_a_moment_and_are_written_at_once() -> None:
