@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from twisted.internet import process
+from twisted.internet import endpoints, process, unix
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.interfaces import (
     IListeningPort,
     IProcessProtocol,
     IProcessTransport,
+    IProtocolFactory,
 )
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.internet.process import ProcessReader, ProcessWriter
-from twisted.internet.tcp import Connection
+from twisted.internet.tcp import Connection, Port
 from twisted.logger import FileLogObserver, FilteringLogObserver, ILogObserver, Logger
 from twisted.python import log
 
@@ -356,6 +357,52 @@ def log_port_to(port: IListeningPort, observer: ILogObserver) -> None:
     if isinstance(logger, Logger):
         own: Any = port
         own._logger = Logger(namespace=logger.namespace, source=port, observer=observer)
+
+
+def keep_open_for_others(port: IListeningPort) -> None:
+    """
+    Have one of Twisted's ports close its socket and nothing else, when it stops listening.
+
+    Twisted shuts sockets down first.  One that was inherited is also the parent's, and the
+    next process's: shut down, it would accept nothing there either.  Twisted knows that of
+    TCP, but not of UNIX sockets.
+    """
+    if isinstance(port, Port):
+        own: Any = port
+        own._shouldShutdown = False
+
+
+def accept_waiting(port: IListeningPort, most: int) -> None:
+    """
+    Accept up to so many connections that wait at one of Twisted's ports.
+
+    Their clients have connected, and would get a reset when it stops listening.
+    """
+    if isinstance(port, Port) and port.connected:
+        own: Any = port
+        own.numberAccepts = most
+        own.doRead()
+
+
+def inherited_descriptors() -> tuple[list[int], dict[str, int]]:
+    """Return the descriptors that systemd has passed to this process, and those with names."""
+    passed = endpoints._SystemdParser._sddaemon
+    return passed.inheritedDescriptors(), passed.inheritedNamedDescriptors()
+
+
+def adopt_unix_port(reactor: Any, descriptor: int, factory: IProtocolFactory) -> IListeningPort:
+    """
+    Listen on an inherited UNIX socket, whose path and mode stay as they are.
+
+    `adoptStreamPort` would let everybody use it (mode 0666), and remove its path at the end,
+    where others could not find it any more.
+    """
+    port: Any = unix.Port._fromListeningDescriptor(reactor, descriptor, factory)
+    # As of an abstract socket, which has no path.
+    port._bindPath = b"\0" + port._bindPath
+    port.startListening()
+    listening: IListeningPort = port
+    return listening
 
 
 # Processes: twisted.internet.process.

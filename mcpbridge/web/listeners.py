@@ -1,5 +1,5 @@
 """
-Makes an endpoint of a listener's description, and logs why it cannot accept.
+Makes an endpoint of a listener's description, logs why it cannot accept, and stops it.
 
 Knows Twisted's descriptions and what they lack, `https:`; must not know what is served.
 """
@@ -9,10 +9,17 @@ from __future__ import annotations
 import os
 import re
 import resource
+import socket
 from typing import Any
 
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamServerEndpoint,
+)
 from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from zope.interface import implementer
 
@@ -23,6 +30,9 @@ from mcpbridge.twisted_internals import (
     CONNECTION_NOT_ACCEPTED,
     DESCRIPTOR_RESERVED_AGAIN,
     RESERVED_DESCRIPTOR_RELEASED,
+    accept_waiting,
+    adopt_unix_port,
+    inherited_descriptors,
     log_port_to,
 )
 
@@ -32,6 +42,9 @@ _TLS_OPTIONS = ("certificate", "key", "clientCA")
 _PART = re.compile(r"(?:^|:)((?:[^:\\]|\\.)*)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
+#: How the description of an inherited socket begins, and its domains.
+_INHERITED = "systemd:"
+_FAMILIES = {"INET": socket.AF_INET, "INET6": socket.AF_INET6, "UNIX": socket.AF_UNIX}
 #: The kinds whose descriptions may hold `backlog`.
 _WITH_BACKLOG = ("tcp", "tcp6", "ssl", "tls", "unix")
 
@@ -40,7 +53,8 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     """
     Return the endpoint of a description, with `BACKLOG` unless it has a backlog.
 
-    Besides Twisted's descriptions there is `https:`, which is `tcp:` with TLS, or `tcp6:` if
+    A `systemd:` description is read as Twisted reads it (`InheritedEndpoint`).  Besides
+    Twisted's descriptions there is `https:`, which is `tcp:` with TLS, or `tcp6:` if
     its `interface` is an IPv6 address; `certificate`, `key` and `clientCA` are the paths of
     `TlsFiles`.
 
@@ -52,10 +66,74 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     try:
         if colon and kind == "https":
             return _https(reactor, rest)
+        if kind + colon == _INHERITED:
+            return InheritedEndpoint(reactor, rest)
         return _with_backlog(reactor, description)
     except (ImportError, NameError) as error:
         # Twisted leaves names undefined where it cannot import OpenSSL.
         raise ValueError(f"{error}; TLS needs `pip install 'mcpbridge[tls]'`") from error
+
+
+def stop_listening(description: str, port: IListeningPort) -> Deferred[Any]:
+    """
+    Stop to accept connections, so that nobody who has connected gets a reset.
+
+    What waits at a socket of the bridge's own is accepted first.  What waits at an inherited
+    one is left to whoever accepts there next.
+    """
+    if not description.startswith(_INHERITED):
+        accept_waiting(port, BACKLOG)
+    return maybeDeferred(port.stopListening)
+
+
+@implementer(IStreamServerEndpoint)
+class InheritedEndpoint:
+    """
+    A listening socket that systemd has passed to this process, or a parent that does as
+    systemd (sd_listen_fds(3)).
+
+    `listen` raises `ValueError` if it has not.
+    """
+
+    def __init__(self, reactor: Any, rest: str) -> None:
+        self._reactor = reactor
+        options = dict(part.partition("=")[::2] for part in _PART.findall(rest))
+        domain, self._index = options.pop("domain", ""), options.pop("index", None)
+        self._name = options.pop("name", None)
+        if domain not in _FAMILIES:
+            raise ValueError(f"it needs `domain=`, which is one of {', '.join(_FAMILIES)}")
+        self._family = _FAMILIES[domain]
+        if (self._index is None) == (self._name is None) or options:
+            raise ValueError("besides `domain` it needs `name=NAME` or `index=NUMBER`, and no more")
+        if self._index is not None and not self._index.isdecimal():
+            raise ValueError("`index` is the number of a descriptor, the first of which is 0")
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Listen on the socket."""
+        descriptor = self._descriptor()
+        endpoint = AdoptedStreamServerEndpoint(self._reactor, descriptor, self._family)
+        if self._family == socket.AF_UNIX:
+            os.set_blocking(descriptor, False)
+            port = adopt_unix_port(self._reactor, descriptor, factory)
+            # As the other one does: the port has another descriptor of the socket.
+            os.close(descriptor)
+            return succeed(port)
+        listening: Deferred[IListeningPort] = endpoint.listen(factory)
+        return listening
+
+    def _descriptor(self) -> int:
+        descriptors, named = inherited_descriptors()
+        if self._name in named:
+            return named[self._name]
+        if self._index is not None and int(self._index) < len(descriptors):
+            return descriptors[int(self._index)]
+        if descriptors:
+            names = ", ".join(map(repr, named))
+            raise ValueError(f"systemd has passed {len(descriptors)} sockets: {names}")
+        raise ValueError(
+            "systemd has passed no socket with a name: start the bridge by a socket unit, or by"
+            " `systemd-socket-activate --fdname=NAME -l ADDRESS mcpbridge ...`"
+        )
 
 
 def _https(reactor: Any, rest: str) -> IStreamServerEndpoint:

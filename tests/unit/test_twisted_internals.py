@@ -42,9 +42,11 @@ from mcpbridge.twisted_internals import (
     DESCRIPTOR_RESERVED_AGAIN,
     RESERVED_DESCRIPTOR_RELEASED,
     PreparedProcess,
+    accept_waiting,
     buffered_bytes,
     formats_as_text_file,
     is_twistd_handler,
+    keep_open_for_others,
     log_port_to,
     observed_files,
     observers_of,
@@ -275,6 +277,71 @@ def test_a_port_keeps_its_namespace_and_source() -> None:
     log_port_to(port, events.append)  # type: ignore[arg-type]
     port._logger.info("something")
     assert (events[0]["log_namespace"], events[0]["log_source"]) == (namespace, port)
+
+
+class Waiting:
+    """A listening socket at which connections wait."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.closed: list[str] = []
+
+    def accept(self) -> Any:
+        if not self.count:
+            raise OSError(errno.EAGAIN, "none left")
+        self.count -= 1
+        return Socket(), ("127.0.0.1", 1)
+
+    def shutdown(self, how: int) -> None:
+        self.closed.append("shutdown")
+
+    def close(self) -> None:
+        self.closed.append("close")
+
+
+class Socket:
+    """A connection that nobody takes, as the factory makes no protocol."""
+
+    def close(self) -> None: ...
+
+    def setblocking(self, blocking: bool) -> None: ...
+
+    def fileno(self) -> int:
+        return -1
+
+
+class NoProtocol(Factory):
+    """Makes no protocol."""
+
+    noisy = False
+
+    def buildProtocol(self, address: object) -> None: ...
+
+
+@pytest.mark.parametrize(("waiting", "left"), [(0, 0), (5, 0), (12, 2)])
+def test_connections_that_wait_are_accepted(
+    monkeypatch: pytest.MonkeyPatch, waiting: int, left: int
+) -> None:
+    port: Any = tcp.Port(0, NoProtocol(), reactor=MemoryReactor())
+    monkeypatch.setattr("twisted.internet.fdesc._setCloseOnExec", lambda descriptor: None)
+    port.socket, port.connected = Waiting(waiting), True
+    accept_waiting(port, 10)
+    assert port.socket.count == left
+
+
+def test_a_socket_of_others_is_closed_only() -> None:
+    """Shut down, it would be of no use to them."""
+    port: Any = tcp.Port(0, NoProtocol(), reactor=MemoryReactor())
+    waiting = port.socket = Waiting(0)
+    keep_open_for_others(port)
+    port._closeSocket(True)
+    assert waiting.closed == ["close"]
+
+
+@pytest.mark.parametrize("call", [keep_open_for_others, lambda port: accept_waiting(port, 1)])
+def test_other_ports_are_left_alone(call: Any) -> None:
+    port = object()
+    call(port)
 
 
 # Processes.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet import tcp
+from twisted.internet import endpoints, tcp
 from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor, MemoryReactorClock
+from twisted.python.systemd import ListenFDs
 
 from mcpbridge.config.tuning import BACKLOG, COMPLAIN_SECONDS
+from mcpbridge.web import listeners
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint
 from tests.certificates import SERVER, Authority
 from tests.tls import InMemory, Recorded, TlsClient
@@ -190,3 +193,62 @@ def test_other_messages_of_a_listener_are_logged(log_lines: list[str]) -> None:
     port._logger.info("something of {which}", which="its own")
     errors.watch(object())  # type: ignore[arg-type]
     assert log_lines == ["something of its own"]
+
+
+# Inherited sockets.
+
+
+@pytest.mark.parametrize(
+    ("description", "why"),
+    [
+        ("systemd:domain=INET:index=0", "systemd has passed no socket with a name: start the"),
+        ("systemd:domain=UNIX:name=web", "`systemd-socket-activate --fdname=NAME -l ADDRESS"),
+    ],
+)
+def test_no_inherited_socket(description: str, why: str) -> None:
+    """A description is good before there is a socket: it may be checked by another process."""
+    endpoint = make_endpoint(MemoryReactor(), description)
+    with pytest.raises(ValueError, match=re.escape(why)):
+        endpoint.listen(Factory())
+
+
+@pytest.mark.parametrize("which", ["index=2", "name=admin"])
+def test_another_inherited_socket(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    passed = ListenFDs([3, 4], ("web", "other"))
+    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", passed)
+    endpoint = make_endpoint(MemoryReactor(), f"systemd:domain=INET:{which}")
+    with pytest.raises(ValueError, match=r"^systemd has passed 2 sockets: 'web', 'other'$"):
+        endpoint.listen(Factory())
+
+
+@pytest.mark.parametrize("which", ["index=1", "name=other"])
+def test_inherited_socket_is_adopted(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    passed = ListenFDs([3, 4], ("web", "other"))
+    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", passed)
+    adopted: list[int] = []
+
+    class Adopting:
+        def __init__(self, reactor: object, descriptor: int, family: int) -> None:
+            adopted.append(descriptor)
+
+        def listen(self, factory: object) -> None: ...
+
+    monkeypatch.setattr(listeners, "AdoptedStreamServerEndpoint", Adopting)
+    make_endpoint(MemoryReactor(), f"systemd:domain=INET6:{which}").listen(Factory())
+    assert adopted == [4]
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"),
+    [
+        ("", "one of INET, INET6, UNIX"),
+        ("domain=IPX:index=0", "one of INET, INET6, UNIX"),
+        ("domain=INET", "needs `name=NAME` or `index=NUMBER`"),
+        ("domain=INET:index=0:name=web", "needs `name=NAME` or `index=NUMBER`"),
+        ("domain=INET:index=0:backlog=5", "and no more"),
+        ("domain=INET:index=-1", "the first of which is 0"),
+    ],
+)
+def test_wrong_descriptions_of_inherited_sockets(rest: str, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        make_endpoint(None, f"systemd:{rest}")
