@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 #: Numbers that bound nothing: what they are instead, and their names.
 NO_BOUNDS = {
-    "a unit": "config.tuning.MIB",
+    "a unit": "config.tuning.MIB systemd._MICROSECONDS",
     "a default": "tap.DEFAULT_PORT",
     "the version of a format": "mcp.request_state._VERSION",
     "columns of a report": "check.report.WIDTH check.report._COLUMN",

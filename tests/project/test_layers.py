@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "guard": set(),
     "counters": set(),
     "signals": {"timers", "twisted_internals"},
+    "systemd": {"timers"},
     "timers": set(),
     "trust": set(),
     "pacer": {"guard"},
@@ -54,12 +55,13 @@ ALLOWED: dict[str, set[str]] = {
     | {"auth", "tracing", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},
     "limits": GROUND | {"processes"},
     "session_report": {"processes", "server"},
+    "drain": GROUND | {"server"},
     "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server", "tracing"},
     "admin": GROUND | {"auth", "processes", "server", "web"},
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
     | {"processes", "session", "server", "session_report", "web"}
-    | {"admin", "tracing"},
+    | {"admin", "drain", "tracing"},
     "check": GROUND | {"auth", "extensions", "remote", "stdio"},
     "tap": {
         "_version",
@@ -70,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
         "memory",
         "signals",
+        "systemd",
         "twisted_internals",
     }
     | {"web"},
