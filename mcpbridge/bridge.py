@@ -28,7 +28,15 @@ from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CONTAINER_STOP_SECONDS, REPORTED_LINES, STOP_SLACK_SECONDS
 from mcpbridge.config.warnings import configuration_warnings
 from mcpbridge.counters import BridgeCounters
-from mcpbridge.errors import CannotListen, Described, Exposed, SettingError, SettingErrors
+from mcpbridge.drain import Drain
+from mcpbridge.errors import (
+    CannotListen,
+    Described,
+    Exposed,
+    SettingError,
+    SettingErrors,
+    ShuttingDown,
+)
 from mcpbridge.extensions import load, verified
 from mcpbridge.generation import Extensions
 from mcpbridge.guard import guarded
@@ -57,7 +65,8 @@ from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.timers import Timer
 from mcpbridge.tracing.tracing import Tracing
-from mcpbridge.web.listeners import AcceptErrors, make_endpoint
+from mcpbridge.twisted_internals import keep_open_for_others
+from mcpbridge.web.listeners import AcceptErrors, make_endpoint, stop_listening
 from mcpbridge.web.urls import exposed, index_urls, served_urls
 
 #: A page whose host name is rebound to this machine's address has the same origin as the
@@ -170,6 +179,9 @@ class Bridge(Service):
 
         #: Writes the next lines of `log_sessions`.
         self._report_timer = Timer(self._clock)
+        #: `serving`, `draining` or `stopping`.
+        self.condition = "serving"
+        self._drain = Drain(self._clock, lambda: self.servers, lambda: self._site)
 
     @property
     def servers(self) -> list[Server]:
@@ -292,8 +304,11 @@ class Bridge(Service):
         everybody.  A session whose client would not be admitted any more ends.
         Listeners that are in both settings stay open.
 
-        Raises `SettingError` and `CannotListen`; then nothing has changed.
+        Raises `SettingError`, `CannotListen`, and `ShuttingDown` once it is about to stop; then
+        nothing has changed.
         """
+        if self.condition != "serving":
+            raise ShuttingDown("the bridge is shutting down")
         before = self.settings
         found = changes(before, settings)
         if not settings.servers:
@@ -529,6 +544,7 @@ class Bridge(Service):
             return
         self.privilegedStartService()
         super().startService()
+        self.condition = "serving"
         self._local.start(self.settings)
         if self._audit is not None:
             self._audit.start()
@@ -590,6 +606,34 @@ class Bridge(Service):
                 hosts="" if self.settings.allowed_hosts else _NAME_THE_HOSTS,
             )
 
+    def drain(self) -> Deferred[None]:
+        """
+        Close the listeners, finish running requests, and refuse new ones with `ShuttingDown`.
+
+        An application that wants no request to be lost calls this before `stopService`.  The
+        `Deferred` fires when no request runs any more, after `drain_timeout` seconds at most;
+        at once where that is 0, and nothing is refused then.  Sessions end as soon as they
+        have no request to answer.
+        """
+        if self.running and self.condition == "serving" and self.settings.drain_timeout:
+            self.condition = "draining"
+            self._close_ports().addErrback(self._not_closed)
+            self._drain.start(self.settings.drain_timeout)
+        return self._drain.over()
+
+    def draining_for(self) -> str:
+        """Return which requests `drain` waits for, in a few words; nothing if for none."""
+        return self._drain.left() if self._drain.is_running else ""
+
+    def hurry(self) -> None:
+        """Do not wait for running requests any longer: the `Deferred` of `drain` fires."""
+        self._drain.hurry()
+
+    def kill(self) -> None:
+        """Kill the processes of all sessions at once, without the graces of a stop."""
+        for server in self.servers:
+            server.kill()
+
     def stopService(self) -> Deferred[Any]:
         """
         Close the listeners, end all sessions, and stop the watchdog.
@@ -598,6 +642,8 @@ class Bridge(Service):
         at most.
         """
         super().stopService()
+        self.condition = "stopping"
+        self._drain.hurry()
         self._report_timer.stop()
         closed = [self._close_ports()]
         self._local.begin_stop()
@@ -667,6 +713,7 @@ class Bridge(Service):
 
         def listens(port: IListeningPort) -> None:
             ports.append(port)
+            keep_open_for_others(port)
             self._accept_errors.watch(port)
 
         listening.addCallbacks(listens, failures.append)
@@ -688,9 +735,7 @@ class Bridge(Service):
                 (closed if left[description] > 0 else kept).append((description, port))
                 left[description] -= 1
         self._ports = kept
-        return DeferredList(
-            [maybeDeferred(port.stopListening) for _, port in closed], consumeErrors=True
-        )
+        return DeferredList([stop_listening(*each) for each in closed], consumeErrors=True)
 
 
 class _PreparedServer(NamedTuple):

@@ -78,6 +78,18 @@ class IBackend(Interface):
         """
 
 
+class IKillableBackend(IBackend):
+    """A backend that can be ended sooner than its graces allow."""
+
+    def kill() -> None:
+        """
+        Kill all that the backend has started, now if `stop` was called, or else then.
+
+        Called when an operator does not wait for a stop of the bridge any longer.  The
+        `Deferred` of `stop` fires as always.  May be called more than once.
+        """
+
+
 class IBackendReceiver(Interface):
     """
     The session, to which a backend reports.

@@ -7,7 +7,7 @@ by.  Knows sessions; must not know HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import chain
@@ -28,6 +28,7 @@ from mcpbridge.errors import (
     MessageTooLarge,
     NotFound,
     Refused,
+    ShuttingDown,
     TooComplex,
     TooManySessions,
     TooManyStreams,
@@ -36,6 +37,7 @@ from mcpbridge.errors import (
 )
 from mcpbridge.generation import Extensions, ProcessGeneration
 from mcpbridge.guard import guarded
+from mcpbridge.interfaces import IKillableBackend
 from mcpbridge.jsonrpc.envelope import check_id, peek, read_message, split_batch
 from mcpbridge.jsonrpc.large_messages import (
     read_foreign_batch,
@@ -47,6 +49,7 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES, WHOLE_BYTES
 from mcpbridge.mcp.header_validation import Headers
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.name_rules import Kind
+from mcpbridge.mcp.open_requests import OpenRequests
 from mcpbridge.mcp.operations import read_large_operations, read_operations
 from mcpbridge.mcp.subscriptions import list_changes
 from mcpbridge.processes.abandoned_sessions import Newcomer
@@ -149,6 +152,8 @@ class Server:
         self._released = released
         #: True once it was removed from the settings, while sessions of it go on.
         self.removed = False
+        #: True once new sessions and requests are refused, as the bridge is about to stop.
+        self.draining = False
         #: True between `start` and `stop`.
         self._running = False
         self._drain_timer = Timer(clock)
@@ -339,8 +344,8 @@ class Server:
     @property
     def longest_grace(self) -> float:
         """The most seconds for which its processes may take their time to end."""
-        generations = [*self._retired, self._generation]
-        return max(x.settings.stop_grace + x.settings.kill_grace for x in generations)
+        settings = [each.settings for each in self._generations]
+        return max(each.stop_grace + each.kill_grace for each in settings)
 
     def _rate_check(self, client: str | None) -> Callable[[int], object] | None:
         return partial(self.message_rate.check, client) if self.message_rate.is_on else None
@@ -406,8 +411,9 @@ class Server:
         what it was admitted, with its variables for the process (`env_from`).  `address` is
         the client's, for the audit log.
 
-        Raises `NotFound` if the server was removed, `RateExceeded`, `TooManyOfAddress`, and
-        what `ProcessPool.take` raises; then no permit is held and no process left.
+        Raises `NotFound` if the server was removed, `ShuttingDown`, `RateExceeded`,
+        `TooManyOfAddress`, and what `ProcessPool.take` raises; then no permit is held and no
+        process left.
         """
         self._check_open(access)
         self.session_rate.check(client)
@@ -452,6 +458,8 @@ class Server:
                 backend=self._backend_transport,
             )
         session.check_rate = self._rate_check(client)
+        if live is self.sessions:
+            session.requests = OpenRequests()
         if self.visibility.rules is not None:
             session.visibility = self.visibility
         if self.audit is not None:
@@ -477,7 +485,12 @@ class Server:
         return session
 
     def _check_open(self, access: Access) -> None:
-        """Raise `NotFound` and `Unauthorized` where this caller may open no session now."""
+        """
+        Raise `ShuttingDown`, `NotFound` and `Unauthorized` where this caller may open no
+        session now.
+        """
+        if self.draining:
+            raise _shutting_down()
         if self.removed:
             raise NotFound(REMOVED)
         self.check_admitted(access)
@@ -646,16 +659,29 @@ class Server:
     def find(self, ident: str, access: Access = ANYBODY) -> BackendSession:
         """
         Return the live session of HTTP+SSE with this id, of this caller.  Raises
-        `UnknownSession`.
+        `UnknownSession`; and `ShuttingDown`, where it may have ended for that.
         """
-        return _of_caller(self.sessions.get(ident), access)
+        return self._of_caller(self.sessions.get(ident), access)
 
     def find_streamable(self, ident: str, access: Access = ANYBODY) -> BackendSession:
         """
         Return the live session of Streamable HTTP with this id, of this caller.  Raises
-        `UnknownSession`.
+        what `find` raises.
         """
-        return _of_caller(self.streamable.get(ident), access)
+        return self._of_caller(self.streamable.get(ident), access)
+
+    def _of_caller(self, session: BackendSession | None, access: Access) -> BackendSession:
+        """
+        Return a session, if it is of this caller, who has access to it from now on as long as
+        by this request.  Raises the same error for one that does not exist.
+        """
+        if session is None or session.owner != access.key:
+            if self.draining:
+                raise _shutting_down()
+            raise UnknownSession("no such session, or it has ended")
+        if access.until > session.access_until:
+            session.access_until = access.until
+        return session
 
     def has_streamable(self, ident: str, access: Access) -> bool:
         """Tell whether `find_streamable` would return a session."""
@@ -788,6 +814,10 @@ class Server:
         Have a request of 2026-07-28 worked on, as `StatelessDispatcher.ask` does: by the
         processes that know what it is about, or else by those of the present settings.
         """
+        if self.draining:
+            shutting_down = _shutting_down()
+            shutting_down.ident = exchange.request.id
+            raise shutting_down
         for generation in self._retired:
             if generation.has(exchange):
                 return generation.stateless.ask(exchange, headers)
@@ -802,11 +832,53 @@ class Server:
         self._running = True
         self._generation.start()
 
+    # The end of the bridge.
+
+    def drain(self) -> None:
+        """
+        Refuse new sessions and requests with `ShuttingDown`, and those that wait for a
+        process; go on with those that run.  Processes are not ended by this.
+        """
+        self.draining = True
+        for session in chain(self.sessions.values(), self.streamable.values()):
+            session.refusing = True
+        for each in self._generations:
+            each.begin_stop()
+
+    @property
+    def running(self) -> int:
+        """How many requests of clients are being worked on; subscriptions do not count."""
+        sessions = chain(self.sessions.values(), self.streamable.values())
+        stateless = sum(each.stateless.running for each in self._generations)
+        return sum(map(_requests_of, sessions)) + stateless
+
+    def busy_sessions(self) -> Iterator[str]:
+        """Yield the ids of the sessions that have a request to answer."""
+        for session in chain(self.sessions.values(), self.streamable.values()):
+            if _requests_of(session):
+                yield session.ident
+
+    def end_idle(self, why: str) -> None:
+        """End the sessions that have no request to answer."""
+        for session in [*self.sessions.values(), *self.streamable.values()]:
+            if not _requests_of(session):
+                guarded(self.log, "ending a session", session.life.end, why)
+
+    def kill(self) -> None:
+        """Kill the processes of all sessions, which are being stopped, at once."""
+        for session in list(self.unclosed):
+            if IKillableBackend.providedBy(session.backend):
+                guarded(self.log, "killing a backend", session.backend.kill)
+
+    @property
+    def _generations(self) -> list[ProcessGeneration]:
+        return [*(each for each in self._retired if each is not self._generation), self._generation]
+
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
         self._running = False
         self._drain_timer.stop()
-        generations = list({*self._retired, self._generation})
+        generations = self._generations
         for each in generations:
             each.begin_stop()
         return DeferredList([each.stop() for each in generations])
@@ -849,13 +921,12 @@ def _share(settings: ServerSettings, *, of_identities: bool) -> int:
     return share_of(settings.max_sessions, settings.max_sessions_per_address)
 
 
-def _of_caller(session: BackendSession | None, access: Access) -> BackendSession:
-    """
-    Return a session, if it is of this caller, who has access to it from now on as long as
-    by this request.  Raises `UnknownSession` in the same way for one that does not exist.
-    """
-    if session is None or session.owner != access.key:
-        raise UnknownSession("no such session, or it has ended")
-    if access.until > session.access_until:
-        session.access_until = access.until
-    return session
+def _requests_of(session: BackendSession) -> int:
+    """Return how many requests of its client are not answered."""
+    if session.requests is not None:
+        return len(session.requests)
+    return cast("StreamableSession", session.sink).router.in_flight
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the bridge is shutting down")

@@ -1,6 +1,9 @@
 """
 The signal handlers of a bridge that `twistd` or `mcpbridge` runs.
 
+The first signal to stop finishes running requests, the second waits for them no longer, and
+the third kills the processes.
+
 An embedded bridge installs none of them: signals belong to its application.  Knows
 signals, terminals and log files; must not know sessions.
 """
@@ -10,8 +13,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger, globalLogPublisher
 
 from mcpbridge.timers import Timer
@@ -24,15 +29,37 @@ HANGUP_SECONDS = 0.5
 Handler = Callable[[int, Any], None]
 
 
+class Stoppable(Protocol):
+    """What the signals stop; a `Bridge`."""
+
+    def drain(self) -> Deferred[None]:
+        """Finish what runs, and begin nothing; fires when the reactor may stop."""
+        ...
+
+    def draining_for(self) -> str:
+        """Return what `drain` waits for, in a few words; nothing if for nothing."""
+        ...
+
+    def hurry(self) -> None:
+        """Have the Deferred of `drain` fire now."""
+
+    def kill(self) -> None:
+        """Kill all processes at once."""
+
+    def longest_stop(self) -> float:
+        """Return how many seconds the stop of the reactor takes at most."""
+        ...
+
+
 class SignalHandlers:
     """
     The handlers of one service.
 
-    `running` tells whether the service runs, `longest_stop` how many seconds it may
-    take to stop; `report` logs a line for each session, `reload` reads the settings again,
-    logs what has changed, and returns False if there is no file of them, and `has_terminal`
-    tells whether the process has a controlling terminal.  All of them are called in the
-    reactor's thread, not in a signal handler.
+    `running` tells whether the service runs, and `bridge` is what is stopped; `report` logs
+    a line for each session, `reload` reads the settings again, logs what has changed, and
+    returns False if there is no file of them, and `has_terminal` tells whether the process
+    has a controlling terminal.  All of them are called in the reactor's thread, not in a
+    signal handler.
     """
 
     log = Logger()
@@ -42,26 +69,28 @@ class SignalHandlers:
         reactor: Any,
         *,
         running: Callable[[], bool],
-        longest_stop: Callable[[], float],
+        bridge: Stoppable,
         report: Callable[[], None],
         reload: Callable[[], bool] = lambda: False,
         has_terminal: Callable[[], bool] = lambda: has_controlling_terminal(),
     ) -> None:
         self._reactor = reactor
         self._running = running
-        self._longest_stop = longest_stop
+        self._bridge = bridge
         self._report = report
         self._reload = reload
         self._has_terminal = has_terminal
         self._had_terminal = False
         self._look_timer = Timer(reactor)
-        self._told_to_stop = False
+        #: How many signals to stop have come.
+        self._stops = 0
         #: The handlers that `restore` puts back.
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         """
-        Handle SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2, unless another handler is installed.
+        Handle SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2, unless another handler is installed; and
+        SIGTERM, until the reactor has a handler of its own (`install_stop`).
 
         A signal that was ignored when the process started (`nohup`) stays ignored.
         """
@@ -71,6 +100,7 @@ class SignalHandlers:
             (signal.SIGQUIT, self._quit),
             (signal.SIGUSR1, self._report),
             (signal.SIGUSR2, self._usr2),
+            (signal.SIGTERM, partial(self._stop, "SIGTERM")),
         ):
             before = signal.getsignal(number)
             # twistd rotates its own log file at SIGUSR1; this module does that as well.
@@ -80,15 +110,17 @@ class SignalHandlers:
 
     def install_stop(self) -> None:
         """
-        Wrap the reactor's own handlers of SIGINT and SIGTERM, which it has installed by
+        Replace the reactor's own handlers of SIGINT and SIGTERM, which it has installed by
         the time it runs; handlers of others stay.
+
+        The reactor's own would stop it at once, and have twistd die of the signal at the end.
         """
-        for number, own in (
-            (signal.SIGINT, self._reactor.sigInt),
-            (signal.SIGTERM, self._reactor.sigTerm),
+        for number, own, name in (
+            (signal.SIGINT, self._reactor.sigInt, "SIGINT"),
+            (signal.SIGTERM, self._reactor.sigTerm, "SIGTERM"),
         ):
             if signal.getsignal(number) == own:
-                signal.signal(number, self._once(own))
+                signal.signal(number, self._in_reactor(partial(self._stop, name)))
 
     def restore(self) -> None:
         """Put back the handlers that `install` has replaced."""
@@ -103,38 +135,62 @@ class SignalHandlers:
         """Make a handler that calls another in the reactor, as a signal may interrupt anything."""
         return lambda number, frame: self._reactor.callFromThread(handle)
 
-    def _once(self, stop: Handler) -> Handler:
-        """Make a handler that stops the reactor, which may be told so only once."""
+    def _stop(self, name: str, why: str = "received") -> None:
+        """Stop, or stop more quickly than before."""
+        if not self._stops and not self._running():
+            # The service stops already, whoever has told it to.
+            self._stops = 1
+        self._stops += 1
+        if self._stops == 1:
+            self._begin(name, why)
+        elif self._stops == 2:
+            self._hurry(name)
+        elif self._stops == 3:
+            self.log.warn("{signal}: killing the processes of all sessions", signal=name)
+            self._bridge.kill()
+        else:
+            self.log.info("{signal}: the processes were killed already", signal=name)
 
-        def received(number: int, frame: Any) -> None:
-            if self._may_stop():
-                stop(number, frame)
-            else:
-                self._reactor.callFromThread(self._stopping_already, signal.Signals(number).name)
+    def _begin(self, name: str, why: str) -> None:
+        drained = self._bridge.drain()
+        left = self._bridge.draining_for()
+        self.log.info(
+            "{signal}: {reason}, shutting down{when}",
+            signal=name,
+            reason=why,
+            when=f" after {left}; the next signal gives these up" if left else "",
+        )
+        drained.addCallback(lambda _: self._stop_reactor())
+        drained.addErrback(lambda failure: self.log.failure("the bridge did not stop", failure))
 
-        return received
+    def _stop_reactor(self) -> None:
+        if self._running():
+            self._reactor.stop()
 
-    def _may_stop(self) -> bool:
-        first = self._running() and not self._told_to_stop
-        self._told_to_stop = True
-        return first
+    def _hurry(self, name: str) -> None:
+        left = self._bridge.draining_for()
+        if left:
+            self.log.warn(
+                "{signal}: {left} given up; sessions end within {seconds:g} s, and the next signal"
+                " kills their processes",
+                signal=name,
+                left=left,
+                seconds=self._bridge.longest_stop(),
+            )
+        else:
+            self._stopping_already(name)
+        self._bridge.hurry()
 
     def _stopping_already(self, name: str) -> None:
         self.log.info(
-            "{signal}: already stopping, which may take up to {seconds:g} s",
+            "{signal}: already stopping, which may take up to {seconds:g} s; the next signal kills"
+            " the processes",
             signal=name,
-            seconds=self._longest_stop(),
+            seconds=self._bridge.longest_stop(),
         )
 
-    def _stop(self, name: str, why: str) -> None:
-        if self._may_stop():
-            self.log.info("{signal}: {reason}, shutting down", signal=name, reason=why)
-            self._reactor.stop()
-        else:
-            self._stopping_already(name)
-
     def _quit(self) -> None:
-        self._stop("SIGQUIT", "received")
+        self._stop("SIGQUIT")
 
     def _hangup(self) -> None:
         if not self._had_terminal:
@@ -156,7 +212,8 @@ class SignalHandlers:
         reopened = ", ".join(reopen_log_files(self.log))
         if reopened:
             self.log.info("SIGHUP: reopened {files}", files=reopened)
-        if self._told_to_stop or not self._running():
+        if self._stops or not self._running():
+            self.log.warn("SIGHUP: the bridge is stopping, and does not read its settings again")
             return
         if not self._reload() and not reopened:
             self.log.info(
@@ -165,7 +222,9 @@ class SignalHandlers:
             )
 
     def _terminal_gone(self) -> None:
-        self._stop("SIGHUP", "the terminal is gone")
+        # It may come several times for one hangup, and nobody hurries with it.
+        if not self._stops:
+            self._stop("SIGHUP", "the terminal is gone")
 
     def _usr2(self) -> None:
         self.log.info(

@@ -17,10 +17,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import ILogObserver, LogLevel
 from twisted.python import usage
 from twisted.python.components import Componentized
@@ -39,6 +40,7 @@ from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError,
 from mcpbridge.logs.observers import log_observer
 from mcpbridge.memory import keep_collections_short, map_large_blocks
 from mcpbridge.signals import SignalHandlers
+from mcpbridge.systemd import ServiceManager
 from mcpbridge.twisted_internals import dispatch_directly
 from mcpbridge.web.listeners import make_endpoint
 
@@ -453,7 +455,11 @@ class _Run(Bridge):
     """
 
     def __init__(self, options: Options) -> None:
-        super().__init__(options.settings)
+        from twisted.internet import reactor
+
+        # First: backends may get all variables that are there then.
+        self._manager = ServiceManager.of(os.environ, cast("IReactorTime", reactor))
+        super().__init__(options.settings, reactor)
         self._options = options
         self._twistd: Any = options.parent or {}
         self._undo_dispatch: Callable[[], None] = lambda: None
@@ -461,7 +467,7 @@ class _Run(Bridge):
         self._signals = SignalHandlers(
             self._reactor,
             running=lambda: bool(self.running),
-            longest_stop=self.longest_stop,
+            bridge=self,
             report=self.log_sessions,
             reload=self._reload,
         )
@@ -494,20 +500,38 @@ class _Run(Bridge):
         if not self.settings.listen:
             self.log.warn("nothing is served: there is no listener (--listen, bridge.listen)")
         self._reactor.callWhenRunning(self._signals.install_stop)
+        self._reactor.callWhenRunning(self._tell_ready)
         self._undo_collections = keep_collections_short()
         map_large_blocks()
+
+    def drain(self) -> Deferred[None]:
+        """Finish what runs, as `Bridge.drain`; the service manager is told."""
+        drained = super().drain()
+        self._tell_stopping()
+        return drained
 
     def stopService(self) -> Deferred[Any]:
         """Stop; signals are handled until nothing is left."""
         stopped = super().stopService()
+        self._tell_stopping()
 
         def restore(result: Any) -> Any:
+            self._manager.stop()
             self._undo_dispatch()
             self._signals.restore()
             self._undo_collections()
             return result
 
         return stopped.addBoth(restore)
+
+    def _tell_ready(self) -> None:
+        count = len(self.settings.servers)
+        self._manager.ready(f"serving {count} server{'' if count == 1 else 's'}")
+
+    def _tell_stopping(self) -> None:
+        left = self.draining_for()
+        seconds = self.longest_stop() + (self.settings.drain_timeout if left else 0)
+        self._manager.stopping(f"finishing {left}" if left else "ending sessions", seconds)
 
     def _log_notices(self, notices: Sequence[Notice]) -> None:
         for notice in notices:
@@ -519,6 +543,14 @@ class _Run(Bridge):
         options = self._options
         if options.config is None:
             return False
+        self._manager.reloading()
+        try:
+            self._load(options, options.config)
+        finally:
+            self._tell_ready()
+        return True
+
+    def _load(self, options: Options, path: str) -> None:
         before = options.notices
         known = set(before)
         try:
@@ -532,21 +564,14 @@ class _Run(Bridge):
             self.log.error(
                 "SIGHUP: {file} was not loaded, and nothing has changed; the errors are above,"
                 " and `mcpbridge check` shows them all",
-                file=options.config,
+                file=path,
             )
         except Exception:
             options.notices = before
-            self.log.failure(
-                "SIGHUP: {file} could not be loaded; restart the bridge", file=options.config
-            )
+            self.log.failure("SIGHUP: {file} could not be loaded; restart the bridge", file=path)
         else:
             self._log_notices([each for each in options.notices if each not in known])
-            self.log.info(
-                "SIGHUP: loaded {file}: {changed}",
-                file=options.config,
-                changed=printable(changed),
-            )
-        return True
+            self.log.info("SIGHUP: loaded {file}: {changed}", file=path, changed=printable(changed))
 
     def _tell_parent(self, error: BridgeError) -> None:
         """

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mcpbridge.errors import BackendBusy
-from mcpbridge.interfaces import IBackend, IEnvironmentLauncher
+from mcpbridge.interfaces import IEnvironmentLauncher, IKillableBackend
 
 
 class FakePipe:
@@ -199,7 +199,7 @@ class FakeTree:
             look.callback(list(self.rest))
 
 
-@implementer(IBackend)
+@implementer(IKillableBackend)
 class FakeBackend:
     """A backend that records what it is sent and told; a test fires `stopped` to end it."""
 
@@ -232,6 +232,10 @@ class FakeBackend:
         """Record the call in `events`."""
         self.events.append("stop")
         return self.stopped
+
+    def kill(self) -> None:
+        """Record the call in `events`."""
+        self.events.append("kill")
 
 
 @implementer(IEnvironmentLauncher)

@@ -49,6 +49,11 @@ def priming_event(ident: str, retry: int) -> bytes:
     return b"id: %b\nretry: %d\ndata: \n\n" % (ident.encode("ascii"), retry)
 
 
+def retry_field(retry: int) -> bytes:
+    """Return what tells a client after how many milliseconds it may come back; it is no event."""
+    return b"retry: %d\n\n" % retry
+
+
 def comment() -> bytes:
     """Return a comment, which clients ignore and which keeps proxies from timing out."""
     return b": keepalive\n\n"

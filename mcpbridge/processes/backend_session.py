@@ -26,12 +26,13 @@ from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import ATTENDED_FACTOR, STDERR_TAIL_CHARS, STDERR_TAIL_LINES
 from mcpbridge.counters import ServerCounters
-from mcpbridge.errors import BackendBusy, UnknownSession
+from mcpbridge.errors import BackendBusy, ShuttingDown, UnknownSession
 from mcpbridge.guard import guarded
 from mcpbridge.interfaces import IBackendReceiver, ISessionInfo
 from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId
 from mcpbridge.jsonrpc.malformed_output import Lost
 from mcpbridge.jsonrpc.sse import stderr_message
+from mcpbridge.mcp.open_requests import OpenRequests, asks
 from mcpbridge.mcp.pings import PingLedger
 from mcpbridge.processes.audited_calls import AuditedSession
 from mcpbridge.processes.backend_faults import BackendFaults
@@ -202,6 +203,10 @@ class BackendSession:
     counters: ServerCounters | None = None
     #: How its client is connected, `sse` or `streamable-http`; an empty string without one.
     transport: str = ""
+    #: How many requests of its client are not answered; None where its sink knows them.
+    requests: OpenRequests | None = None
+    #: True once new requests of its client are refused, as the bridge is about to stop.
+    refusing: bool = False
     #: What its client may see and call; None where that is everything.
     visibility: Visibility | None = None
     #: The lists of whose changes its client was promised to be told: "tools", "prompts" and
@@ -386,14 +391,18 @@ class BackendSession:
         one line, unless it answers a ping of the bridge.  Of a large message
         `digest` has the names.  `address` is where it came from, for the audit log.
 
-        Raises `BackendBusy` and `RateExceeded`; then nothing was stored.  What a
-        filter refuses is answered as `post_to_backend` says.
+        Raises `BackendBusy` and `RateExceeded`, and `ShuttingDown` for a request; then
+        nothing was stored.  What a filter refuses is answered as `post_to_backend` says.
         """
         if envelope is not None:
             if self.pings.is_ours(envelope):
                 return
             if self.caller is not None and envelope.method == "initialize":
                 self.caller.initialized(line)
+        if self.refusing and asks(line, envelope):
+            raise ShuttingDown("the bridge is shutting down")
+        requests = self.requests
+        asked = 0 if requests is None else requests.posted(line, envelope)
         digests = None if digest is None else [digest]
         measured = self.measured
         later = measured is not None and measured.begin(line, envelope, digest)
@@ -406,6 +415,8 @@ class BackendSession:
                 post = partial(self.post_to_backend, [line], [envelope], count, digests)
                 self.audited.post([line], [envelope], digests, post, address)
         except BaseException:
+            if requests is not None:
+                requests.undo(asked)
             if measured is not None:
                 measured.not_sent(line, envelope)
             if self.traced is not None and envelope is not None:
@@ -414,6 +425,8 @@ class BackendSession:
         if count != 1:
             # A batch is one line.
             self.messages_in += count - 1
+        if requests is not None and (envelope is None or not asked):
+            requests.taken(digest or line, envelope)
         if later and measured is not None:
             measured.sent(digest or line, envelope)
         if self.traced is not None and envelope is not None:

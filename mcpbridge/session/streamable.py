@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import SESSION_SHARE
-from mcpbridge.errors import SERVER_ERROR
+from mcpbridge.errors import SERVER_ERROR, ShuttingDown
 from mcpbridge.guard import guarded
 from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, requested_token
 from mcpbridge.jsonrpc.ids import is_answer_to
@@ -111,6 +111,11 @@ class StreamableSession:
         """Return the revision that the session speaks, as far as is known."""
         return revision(self.negotiated)
 
+    @property
+    def refusing(self) -> bool:
+        """True once new requests are refused, as the bridge is about to stop."""
+        return self._session.refusing
+
     def initializing(self, ident: JsonRpcId) -> None:
         """Note the id of the client's `initialize`, whose answer names the revision."""
         self._initialize = ident
@@ -146,9 +151,12 @@ class StreamableSession:
         `json_only` the client accepts no events.  `address` is where they came from,
         for the audit log.  Return the name of the stream for their answers, to which
         `make_sink()` is attached, or None if they ask for nothing.  Raises what
-        `StreamRouter.open_post` raises, and `BackendSession.post_to_backend`.
+        `StreamRouter.open_post` raises, and `BackendSession.post_to_backend`; and
+        `ShuttingDown`, where a request is among them.
         """
         self._last = self._clock.seconds()
+        if self._session.refusing and any(envelope.is_request for _, envelope in messages):
+            raise ShuttingDown("the bridge is shutting down")
         if len(messages) == 1 and digests is None and messages[0][1].is_request:
             # Nearly every message: what follows does the same for any number and kind.
             [(line, envelope)] = messages

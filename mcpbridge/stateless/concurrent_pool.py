@@ -155,6 +155,11 @@ class ConcurrentPool(WorkerPool):
     def __len__(self) -> int:
         return len(self._workers)
 
+    @property
+    def running(self) -> int:
+        """How many requests are being worked on, without subscriptions."""
+        return sum(worker.running for worker in self._workers)
+
     def _has_process(self) -> bool:
         return bool(self._workers) or self._starting.is_any_busy
 

@@ -246,6 +246,11 @@ class ConcurrentWorker(BackendWorker):
         return self._requests.of_clients + self.reserved
 
     @property
+    def running(self) -> int:
+        """The number of clients' requests that the process has, without subscriptions."""
+        return self._requests.of_clients
+
+    @property
     def muddled(self) -> bool:
         """Whether no client gets its log messages any more."""
         return self._requests.has_ambiguous_logs

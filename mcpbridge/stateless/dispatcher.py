@@ -144,6 +144,11 @@ class StatelessDispatcher:
         """
         return self._exclusive.has_suspended(exchange) or self._concurrent.has(exchange)
 
+    @property
+    def running(self) -> int:
+        """How many requests are being worked on, or wait; subscriptions do not count."""
+        return self._asking + self._concurrent.running + self._exclusive.running
+
     def has_waiting(self) -> bool:
         """Tell whether a request waits for a process."""
         return self._asking > 0

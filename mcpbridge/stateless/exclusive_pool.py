@@ -76,6 +76,11 @@ class ExclusivePool(WorkerPool):
     def __len__(self) -> int:
         return len(self._group_of)
 
+    @property
+    def running(self) -> int:
+        """How many requests are being worked on, without subscriptions."""
+        return sum(worker.exchange is not None for worker in self._group_of)
+
     # Requests.
 
     def ask_at_once(self, exchange: Exchange, headers: Headers) -> bool:

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import STDERR_LINE_BYTES
 from mcpbridge.guard import guarded
-from mcpbridge.interfaces import IBackend
+from mcpbridge.interfaces import IKillableBackend
 from mcpbridge.jsonrpc.framing import LineFramer
 from mcpbridge.pacer import ENDS, Pacer
 from mcpbridge.response_budget import ResponseBudget
@@ -37,7 +37,7 @@ from mcpbridge.twisted_internals import COLLECTED, prompt_writer, read_directly
 EXIT_NEWS_SECONDS = 0.1
 
 
-@implementer(IBackend)
+@implementer(IKillableBackend)
 class StdioBackend(ProcessProtocol):
     """
     One process: lines of its stdout are messages, its stderr is text for people.
@@ -149,6 +149,10 @@ class StdioBackend(ProcessProtocol):
         self._stdin.stopProducing()
         self._pacer.run(ENDS, self._stop)
         return stopped
+
+    def kill(self) -> None:
+        """End the whole process tree with SIGKILL, without a grace."""
+        self._actions.hurry(self._shutdown)
 
     def _stop(self) -> None:
         guarded(self.log, "resuming a backend's pipes", self.resume)

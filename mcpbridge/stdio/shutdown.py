@@ -108,6 +108,12 @@ class ShutdownActions:
         """Start a grace or a pause instead of the present one."""
         self._timer.start(seconds, machine.time_up)
 
+    def hurry(self, machine: Shutdown) -> None:
+        """Allow no graces any more: what is signalled from now on gets SIGKILL at once."""
+        self.stop_grace = self.kill_grace = 0.0
+        if self._timer.is_running:
+            self._timer.start(0, machine.time_up)
+
     def stop_waiting(self) -> None:
         """Cancel the present grace or pause."""
         self._timer.stop()

@@ -9,7 +9,7 @@ what is served.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -130,6 +130,8 @@ class BridgeConnection(WatchedConnection):
     _persistent = True
     #: True once it closes after the response to its next request: its listener is closed.
     leaving = False
+    #: The head of the last request; of none once a stream has begun.
+    _last_head: Head = NO_HEAD
     #: Bytes that arrived behind an endless response.
     _behind_stream = 0
     _admitted = True
@@ -284,6 +286,7 @@ class BridgeConnection(WatchedConnection):
             self.transport.write(self.site.refusal(refusal, self.host))
             self.loseConnection()
             return
+        self._last_head = head
         request: BridgeRequest = self.site.requestFactory(self)
         self._persistent = head.persistent and received.refusal is None and not self.leaving
         if received.refusal is not None:
@@ -473,6 +476,7 @@ class BridgeConnection(WatchedConnection):
     def stream_begins(self) -> None:
         """Let the stream tell whether its client is there."""
         super().stream_begins()
+        self._last_head = NO_HEAD
         self._stop_idle_check()
 
     def stream_ends(self) -> None:
@@ -539,12 +543,44 @@ class BridgeConnection(WatchedConnection):
         if half_closeable is not None:
             half_closeable.loseWriteConnection()
 
-    def leave(self) -> None:
-        """Close at once if it is idle, and otherwise after the next response."""
+    def leave(self, *, quiet_for: float = 0.0) -> None:
+        """
+        Close once it has been idle for `quiet_for` seconds, now if it has; and otherwise
+        after the next response.
+        """
         self.leaving = True
         self._persistent = False
-        if self.idle_since() is not None:
+        request = self.request
+        if request is not None and not request.startedWriting:
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        since = None if self._discarding else self.idle_since()
+        if since is not None and self.site.clock.seconds() - since >= quiet_for:
             self.loseConnection()
+
+    def drain(self, busy: Collection[str], quiet_for: float) -> None:
+        """
+        Do the same, as the bridge is about to stop; unless answers of its client may come on
+        it: it is idle, and its last request was for one of these sessions.  A proxy may send
+        the answers of any client.
+        """
+        if busy and not self.is_busy() and (self.peer.proxy or self._last_session() in busy):
+            return
+        self.leave(quiet_for=quiet_for)
+
+    def _last_session(self) -> str:
+        """Return the id of the session that its last request was for; empty without one."""
+        named = self._last_head.values(b"mcp-session-id")
+        found = named[0] if named else self._last_head.target.rpartition(b"sessionId=")[2]
+        return found.decode("latin-1")
+
+    def is_unfinished(self) -> bool:
+        """
+        Tell whether anything is to be served or sent, or may still come in.  A stream that
+        nothing is unsent of is not waited for.
+        """
+        if self.has_unsent() or self._has_unserved():
+            return True
+        return not (self.streaming if self.is_busy() else self._discarding)
 
     def _refuse_the_rest(self) -> None:
         """Drop what still arrives of a refused request, for a while."""

@@ -28,7 +28,7 @@ from mcpbridge.web.connection import BridgeConnection
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fast_path import NOT_YET, FastRequest, NotFastAfterAll
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
-from mcpbridge.web.request_parser import NO_HEAD, Head, ReceivedRequest
+from mcpbridge.web.request_parser import Head, ReceivedRequest
 from mcpbridge.web.watched_connection import CONNECTION_DONE
 
 _STATUS = slice(len("HTTP/1.1 "), len("HTTP/1.1 200"))
@@ -45,8 +45,7 @@ class FastConnection(BridgeConnection):
     """
 
     _descriptor: Any = None
-    #: The head of the last request, its `cache_key`, and what the fast path made of it.
-    _last_head: Head = NO_HEAD
+    #: The `cache_key` of the last request's head, and what the fast path made of it.
     _last_key: object = None
     _last_request: FastRequest | None = None
     #: What the access log shows of it, once a line was needed.
@@ -82,8 +81,7 @@ class FastConnection(BridgeConnection):
     def stream_begins(self) -> None:
         """Keep nothing of the last request: a stream is for long."""
         super().stream_begins()
-        self._last_head, self._last_request, self._logged = NO_HEAD, None, None
-        self._last_key = None
+        self._last_request = self._logged = self._last_key = None
 
     def settings_changed(self) -> None:
         """Look anew at the next request, also if it has the same head as the last one."""
@@ -136,7 +134,7 @@ class FastConnection(BridgeConnection):
 
     def serve_ordinary(self, received: ReceivedRequest) -> None:
         """End a session for a `DELETE` here, if it is plain; others as `BridgeConnection`."""
-        if received.refusal is None and not received.arrived:
+        if received.refusal is None and not received.arrived and not self.leaving:
             head = received.head
             ended = self.site.fast_path.end_session(
                 head, self.loopback or None, self.end, partial(self._address_of_client, head)
@@ -155,6 +153,8 @@ class FastConnection(BridgeConnection):
         """Refuse `GET /sse` cheaply while no session can be opened; return False otherwise."""
         head = received.head
         if head.method != b"GET" or received.refusal is not None or received.arrived:
+            return False
+        if self.leaving:
             return False
         self._received = received
         refusal = self.site.fast_path.refuse_stream(
@@ -252,9 +252,15 @@ class FastConnection(BridgeConnection):
         self.share = None if pending is None else pending.share
         self._release_body()
         self._active_at = self.site.clock.seconds()
+        if self.leaving:
+            status, _, rest = response.partition(b"\r\n")
+            response = b"%b\r\nConnection: close\r\n%b" % (status, rest)
         self._write(response, large_body)
         self.share = None
-        self._go_on()
+        if self.leaving:
+            self.loseConnection()
+        else:
+            self._go_on()
 
     def queued(self) -> None:
         """Commit later: if a queued request fails, its error has a status of its own."""

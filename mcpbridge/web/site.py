@@ -39,6 +39,8 @@ from mcpbridge.web.transport_security import listener_of
 
 #: How long connections may take to close when the bridge stops.
 CLOSE_SECONDS = 1.0
+#: A client that has heard nothing of the stop may send a request so long after its last one.
+QUIET_SECONDS = 0.5
 
 
 #: A component of its own, so that its level can be set alone.
@@ -140,6 +142,22 @@ class BridgeSite(Site):
         for channel in list(self.channels):
             if listener_of(channel.transport) in listeners:
                 guarded(self.log_lines, "closing a connection", channel.leave)
+
+    def drain(self, busy: Collection[str]) -> None:
+        """
+        Close connections as the bridge is about to stop, each when it has been answered and
+        then quiet for `QUIET_SECONDS`: what its client has sent by then gets a response.
+
+        Those stay on which the clients of these sessions, by their ids, may answer what
+        their servers ask them.
+        """
+        for channel in list(self.channels):
+            guarded(self.log_lines, "closing a connection", channel.drain, busy, QUIET_SECONDS)
+
+    @property
+    def unfinished(self) -> int:
+        """How many connections have something to be served or sent."""
+        return sum(channel.is_unfinished() for channel in self.channels)
 
     def opened(self, channel: BridgeConnection) -> bool:
         """Count a connection; return False if there are too many."""

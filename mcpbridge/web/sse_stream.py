@@ -16,16 +16,13 @@ from twisted.web.http_headers import Headers
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.jsonrpc import sse
 from mcpbridge.jsonrpc.envelope import JsonRpcId
-from mcpbridge.jsonrpc.oversized import peek_at_server
+from mcpbridge.mcp.open_requests import OpenRequests
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.endings import ClientStalled
 from mcpbridge.twisted_internals import AT_ONCE_BYTES, prompt_descriptor, write_at_once, write_large
 from mcpbridge.web.response import Response
 from mcpbridge.web.tcp import acknowledged, unsent
 from mcpbridge.web.watched_connection import WatchedConnection
-
-#: In longer lines it is quicker to decode the envelope than to search for a ping's id.
-LONG_LINE_BYTES = 1024
 
 _NO_HEADERS = Headers()
 
@@ -57,6 +54,8 @@ class EventStream(Response):
             acknowledged=acknowledged,
         )
         self._session = session
+        requests = session.requests
+        self._requests = OpenRequests() if requests is None else requests
         self._transport = getattr(request, "transport", None)
         self._descriptor = prompt_descriptor(self._transport)
 
@@ -85,12 +84,10 @@ class EventStream(Response):
         if request is None:
             return
         for line in lines:
-            # The backend may use an id that looks like that of a ping of the bridge.  One that
-            # holds neither of these texts does not.
-            if len(line) > LONG_LINE_BYTES or b"ping:" in line or b"\\" in line:
-                envelope = peek_at_server(line)
-                if envelope is not None:
-                    self._session.pings.backend_sent(envelope)
+            envelope = self._requests.sent(line)
+            if envelope is not None:
+                # The backend may use an id that looks like that of a ping of the bridge.
+                self._session.pings.backend_sent(envelope)
         if self._descriptor is None or not request.chunked:
             self.write(sse.message_events(lines))
             return

@@ -115,7 +115,7 @@ class StreamResponse(Response):
                 accept(self.request)
             else:
                 self.request.setResponseCode(204)
-        self.finish()
+        self._finish()
 
     def unwritten(self) -> int:
         """Return how many of the last events are still in the transport's buffer, or partly."""
@@ -134,6 +134,12 @@ class StreamResponse(Response):
         if self.unwritten() or (self.streaming and self._may.json and self._is_behind()):
             self.abort()
         self.end()
+
+    def _finish(self) -> None:
+        if self._streamable.refusing and self.streaming and self._primes:
+            # Its client opens another session at the next bridge, once that is there.
+            self.write(sse.retry_field(RETRY_MILLISECONDS))
+        self.finish()
 
     # Called by the response.
 
@@ -160,9 +166,14 @@ class StreamResponse(Response):
 
     def _begin(self, last: str) -> None:
         """Begin an event stream behind the event `last`: it is primed with that id if it can be."""
-        primes = self._streamable.revision.primes and self._streamable.negotiated is not None
         self._announce()
-        self.begin(sse.priming_event(last, RETRY_MILLISECONDS) if primes else sse.comment())
+        primed = self._primes
+        self.begin(sse.priming_event(last, RETRY_MILLISECONDS) if primed else sse.comment())
+
+    @property
+    def _primes(self) -> bool:
+        """True if the client of this revision may be told when to come back."""
+        return self._streamable.revision.primes and self._streamable.negotiated is not None
 
     def _announce(self) -> None:
         """Add the id of the new session to the head, which is about to be written."""

@@ -157,7 +157,8 @@ class WatchedConnection(TwistedProtocol):
 
     def loseConnection(self) -> None:
         """Close when all that was written is sent; watch that it is."""
-        self.transport.unregisterProducer()
+        if not self.transport.disconnecting:
+            self.transport.unregisterProducer()
         self.transport.loseConnection()
         self._watch_response()
 

@@ -46,8 +46,10 @@ BACKENDS = Path(__file__).with_name("backends")
 #: `make test` runs these tests a second time with MCPBRIDGE_FAST_PATH=off.
 FAST_PATH = ("--no-fast-path",) if os.environ.get("MCPBRIDGE_FAST_PATH") == "off" else ()
 LOOPBACK = ("--listen", "tcp:0:interface=127.0.0.1")
-#: Exit statuses of a bridge that was stopped: `twistd` re-raises the signal at its end.
-STOPPED = (0, -signal.SIGTERM, -signal.SIGINT)
+#: Most fake backends never answer, and a stop of the bridge is not to wait for them.
+NO_DRAIN = ("--drain-timeout", "0")
+#: Exit statuses of a bridge that was stopped.
+STOPPED = (0,)
 
 _SERVING = re.compile(r"serving http://127\.0\.0\.1:(\d+)(\S*)/sse$", re.MULTILINE)
 
@@ -755,7 +757,8 @@ def serving(
     With an `environment`, even an empty one, it is started as a program, whose
     Python reads these variables and which inherits what this process has set.
 
-    With `clean` False, the log may have tracebacks.
+    With `clean` False, the log may have tracebacks.  Unless there is a `--drain-timeout`, a
+    stop of the bridge does not wait for running requests.
     """
     need_processes()
     marker = str(uuid.uuid4().int)
@@ -763,6 +766,8 @@ def serving(
         folder = Path(name)
         # Its own state directory: only the next bridge of the same test cleans up after it.
         line = [*listen, *FAST_PATH, "--state-dir", str(folder / "state"), *options]
+        if "--drain-timeout" not in options:
+            line += NO_DRAIN
         if config is None:
             line += ["--", *(command or backend("echo")), marker]
         else:

@@ -5,7 +5,6 @@ Each third-party client lists the tools and calls one, over HTTP+SSE and over
 Streamable HTTP, through the installed `twistd mcpbridge` in its own process.
 """
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tests.real.parts import ALL_CLIENTS
 pytestmark = pytest.mark.slow
 
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
-STOPPED = (0, -signal.SIGTERM)
+STOPPED = (0,)
 TRANSPORTS = ("sse", "mcp")
 #: Clients that do not end their session: over Streamable HTTP the idle timeout ends it,
 #: and the processes of clients of 2026-07-28 too.

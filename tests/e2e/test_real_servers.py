@@ -6,7 +6,6 @@ The clients and servers are third-party; the bridge is the installed
 """
 
 import json
-import signal
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from tests.real.processes import eventually
 pytestmark = pytest.mark.slow
 
 #: `twistd` ends by the signal that stopped it, once everything is stopped.
-STOPPED = (0, -signal.SIGTERM)
+STOPPED = (0,)
 
 
 @dataclass

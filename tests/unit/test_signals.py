@@ -5,6 +5,7 @@ the report of sessions that SIGUSR1 asks for.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher, jsonFileLogObserver, textFileLogObserver
 from twisted.python.logfile import LogFile
@@ -65,6 +67,36 @@ class Reactor(Clock):
     sigTerm = sigInt
 
 
+class Stopping:
+    """A bridge that is told how to stop."""
+
+    def __init__(self) -> None:
+        self.left = ""
+        self.told: list[str] = []
+        self.drained: Deferred[None] = Deferred()
+
+    def drain(self) -> Deferred[None]:
+        self.told.append("drain")
+        if not self.left:
+            self.drained.callback(None)
+        return self.drained
+
+    def draining_for(self) -> str:
+        return self.left
+
+    def hurry(self) -> None:
+        self.told.append("hurry")
+        if self.left:
+            self.left = ""
+            self.drained.callback(None)
+
+    def kill(self) -> None:
+        self.told.append("kill")
+
+    def longest_stop(self) -> float:
+        return 8.0
+
+
 class World:
     """Handlers, and what they have done."""
 
@@ -75,10 +107,11 @@ class World:
         self.reports = 0
         self.reloads = 0
         self.from_file = False
+        self.bridge = Stopping()
         self.handlers = SignalHandlers(
             self.reactor,
             running=lambda: self.running,
-            longest_stop=lambda: 8.0,
+            bridge=self.bridge,
             report=self.report,
             reload=self.reload,
             has_terminal=lambda: self.terminal,
@@ -123,23 +156,69 @@ def test_quit_stops_once(world: World, log_lines: list[str]) -> None:
     assert log_lines[-1] == "SIGQUIT: received, shutting down"
     world.raise_signal(signal.SIGQUIT)
     assert world.reactor.stops == 1
-    assert log_lines[-1] == "SIGQUIT: already stopping, which may take up to 8 s"
+    assert log_lines[-1] == (
+        "SIGQUIT: already stopping, which may take up to 8 s; the next signal kills the processes"
+    )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT])
-def test_one_stop_for_all_signals(world: World, log_lines: list[str], number: int) -> None:
-    """Whichever comes first, the others only say that it is on its way."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("numbers", [*itertools.product(STOP_SIGNALS, repeat=4)])
+def test_each_signal_to_stop_is_quicker(
+    world: World, log_lines: list[str], numbers: tuple[int, ...]
+) -> None:
+    """Whichever they are: finish, wait no longer, kill."""
     signal.signal(signal.SIGINT, world.reactor.sigInt)
     signal.signal(signal.SIGTERM, world.reactor.sigTerm)
     world.handlers.install_stop()
-    signal.raise_signal(number)
-    world.reactor.turn()
+    names = [signal.Signals(number).name for number in numbers]
+    world.bridge.left = "3 requests at 'a'"
+    world.raise_signal(numbers[0])
+    assert (world.bridge.told, world.reactor.stops) == (["drain"], 0)
+    assert log_lines[-1] == (
+        f"{names[0]}: received, shutting down after 3 requests at 'a'; the next signal gives these"
+        " up"
+    )
+    world.raise_signal(numbers[1])
+    assert (world.bridge.told, world.reactor.stops) == (["drain", "hurry"], 1)
+    assert log_lines[-1] == (
+        f"{names[1]}: 3 requests at 'a' given up; sessions end within 8 s, and the next signal"
+        " kills their processes"
+    )
+    world.raise_signal(numbers[2])
+    assert (world.bridge.told[2:], world.reactor.stops) == (["kill"], 1)
+    assert log_lines[2:] == [f"{names[2]}: killing the processes of all sessions"]
+    world.raise_signal(numbers[3])
+    assert (world.bridge.told[2:], world.reactor.stops) == (["kill"], 1)
+    assert log_lines[3:] == [f"{names[3]}: the processes were killed already"]
+
+
+def test_the_reactor_stops_when_all_requests_are_finished(world: World) -> None:
+    world.bridge.left = "1 request at 'a'"
+    world.raise_signal(signal.SIGQUIT)
+    assert world.reactor.stops == 0
+    world.bridge.drained.callback(None)
     assert world.reactor.stops == 1
-    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-        signal.raise_signal(other)
-        world.reactor.turn()
-        assert f"{signal.Signals(other).name}: already stopping" in log_lines[-1]
-    assert world.reactor.stops == 1
+
+
+def test_a_reactor_that_others_have_stopped_is_left_alone(world: World) -> None:
+    world.bridge.left = "1 request at 'a'"
+    world.raise_signal(signal.SIGQUIT)
+    world.running = False
+    world.bridge.drained.callback(None)
+    assert world.reactor.stops == 0
+
+
+def test_a_terminal_hangs_up_once(log_lines: list[str]) -> None:
+    """The signal may come again, and nobody hurries with it."""
+    world = World(terminal=True)
+    world.bridge.left = "1 request at 'a'"
+    world.handlers.install()
+    world.terminal = False
+    for _ in range(3):
+        world.raise_signal(signal.SIGHUP)
+    assert world.bridge.told == ["drain"]
 
 
 def test_a_signal_while_the_service_stops(world: World, log_lines: list[str]) -> None:
@@ -191,6 +270,7 @@ def test_settings_are_read_again(world: World, log_lines: list[str]) -> None:
     world.raise_signal(signal.SIGQUIT)
     world.raise_signal(signal.SIGHUP)
     assert world.reloads == 1
+    assert log_lines[-1] == "SIGHUP: the bridge is stopping, and does not read its settings again"
 
 
 @pytest.mark.parametrize("other", [signal.SIG_IGN, lambda number, frame: None])

@@ -46,16 +46,15 @@ class Made:
             "gone": lambda: self.tell("gone"),
             "kill_pause": backoff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, lambda: 0.0),
         }
-        self.shutdown = build_shutdown(
-            ShutdownActions(
-                clock=self.clock,
-                label="0c8a4a3e",
-                tree=self.tree,
-                stop_grace=stop_grace,
-                kill_grace=KILL_GRACE,
-                **{**parts, **changes},
-            )
+        self.actions = ShutdownActions(
+            clock=self.clock,
+            label="0c8a4a3e",
+            tree=self.tree,
+            stop_grace=stop_grace,
+            kill_grace=KILL_GRACE,
+            **{**parts, **changes},
         )
+        self.shutdown = build_shutdown(self.actions)
 
     def signalled(self, whom: str, number: int) -> None:
         self.tell(f"{whom} {signal.Signals(number).name}")
@@ -124,6 +123,31 @@ def test_without_a_grace() -> None:
     made.shutdown.stop()
     made.clock.advance(0)
     assert made.told == [(0.0, "close stdin"), (0.0, "leader SIGTERM")]
+
+
+@pytest.mark.parametrize("after", [0.0, STOP_GRACE / 2, STOP_GRACE, STOP_GRACE + KILL_GRACE / 2])
+def test_no_grace_any_more(after: float) -> None:
+    """An operator does not wait: SIGKILL at once, and after that as always."""
+    made = Made()
+    made.shutdown.stop()
+    made.clock.pump([0.5] * int(after / 0.5))
+    made.actions.hurry(made.shutdown)
+    made.clock.advance(0)
+    made.clock.advance(0)
+    assert made.told[-2:] == [(min(after, STOP_GRACE), "leader SIGTERM"), (after, "leader SIGKILL")]
+    made.shutdown.leader_exited()
+    made.found()
+    made.assert_over()
+
+
+def test_no_grace_for_a_backend_that_is_stopped_later() -> None:
+    made = Made()
+    made.actions.hurry(made.shutdown)
+    assert made.told == []
+    made.shutdown.stop()
+    made.clock.advance(0)
+    made.clock.advance(0)
+    assert [what for _, what in made.told] == ["close stdin", "leader SIGTERM", "leader SIGKILL"]
 
 
 def test_leader_that_leaves_nothing_behind() -> None:
