@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.application.service import IService, IServiceMaker
+from twisted.application.service import Application, IService, IServiceMaker
 from twisted.internet.endpoints import serverFromString
+from twisted.logger import ILogObserver, LogLevel
 from twisted.plugin import getPlugins
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
@@ -23,6 +24,7 @@ from mcpbridge.config.options import OPTIONS, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import SECRET_FILE_BYTES
 from mcpbridge.errors import CannotListen
+from mcpbridge.logs.json_lines import json_line
 from mcpbridge.script import ConsoleOptions
 from mcpbridge.tap import _STATUS_BYTES, Options, endpoint_of, makeService
 
@@ -330,6 +332,32 @@ def test_what_twistd_runs_is_a_bridge() -> None:
     assert isinstance(service, Bridge)
     assert IService.providedBy(service)
     assert service.settings is options.settings
+
+
+@pytest.mark.parametrize("own", [None, "twisted.logger.textFileLogObserver"])
+def test_twistds_application_gets_the_observer_of_the_log(own: str | None) -> None:
+    """Unless the user has named another one (`twistd --logger`)."""
+    options = Options()
+    options.parent = ConsoleOptions()
+    options.parent["logger"] = own
+    options.parseOptions(["--log-format", "json", "--log-level", "web=error", "cat"])
+    application = Application("mcpbridge")
+    makeService(options).setServiceParent(application)
+    observer: Any = application.getComponent(ILogObserver, None)
+    if own is not None:
+        assert observer is None
+    else:
+        assert observer.observer.formatEvent is json_line
+        assert not observer.levels.logs("mcpbridge.web.site", LogLevel.warn)
+
+
+@pytest.mark.parametrize(("log_format", "count"), [("json", 1), ("text", 0)])
+def test_syslog_gets_no_json(log_format: str, count: int) -> None:
+    options = Options()
+    options.parent = ServerOptions()
+    options.parent["syslog"] = True
+    options.parseOptions(["--log-format", log_format, "cat"])
+    assert len([each for each in options.notices if "--syslog" in each.text]) == count
 
 
 def test_error_of_a_daemon_is_written_to_the_waiting_twistd(log_lines: list[str]) -> None:
