@@ -50,8 +50,10 @@ from mcpbridge.interfaces import (
     ISessionObserver,
 )
 from mcpbridge.limits import BridgeLimits
+from mcpbridge.loop_lag import LoopLag
 from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.pacer import Pacer
+from mcpbridge.process_usage import RecentUsage, Usages
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.response_budget import ResponseBudget
@@ -157,6 +159,8 @@ class Bridge(Service):
         # Who may come in; servers and their launchers.
         self._check_confinement(settings.servers)
         self._local = LocalProcesses(reactor, environment)
+        self._usage = RecentUsage(self._clock, lambda: self._work.do(self._local.read_usage()))
+        self._lag = LoopLag(self._clock)
         self._access_controls = self._control_access(settings)
         #: The servers by their bases; also those that were removed and have sessions left.
         self._served: dict[str, Server] = {}
@@ -200,6 +204,31 @@ class Bridge(Service):
                 Described(str(error)),
             ) from None
         return Tracing(self.settings.trace_ratio, self._clock, OpenTelemetryTracer)
+
+    # What it uses: `admin.view.BridgeView`.
+
+    @property
+    def connection_count(self) -> int:
+        """How many connections of clients are open."""
+        return 0 if self._site is None else len(self._site.channels)
+
+    @property
+    def loop_lag(self) -> float:
+        """The longest delay of the reactor in the last `LAG_SECONDS`, in seconds."""
+        return self._lag.longest
+
+    @property
+    def response_bytes(self) -> int:
+        """How many bytes are held for clients that have not read them yet."""
+        return self._budget.used
+
+    def usage(self) -> Deferred[Usages]:
+        """
+        Find out what each process tree uses, by the pid of its first process, and this process
+        by its own.  The answer is at most `USAGE_SECONDS` old; what cannot be read is left
+        out, and the Deferred never fails.
+        """
+        return self._usage.get()
 
     def _check_confinement(self, servers: Sequence[ServerSettings]) -> None:
         """Raise `SettingError` if this machine cannot confine servers as configured."""
@@ -546,6 +575,7 @@ class Bridge(Service):
         super().startService()
         self.condition = "serving"
         self._local.start(self.settings)
+        self._lag.start()
         if self._audit is not None:
             self._audit.start()
         if self._tracing is not None:
@@ -645,6 +675,7 @@ class Bridge(Service):
         self.condition = "stopping"
         self._drain.hurry()
         self._report_timer.stop()
+        self._lag.stop()
         closed = [self._close_ports()]
         self._local.begin_stop()
         ended = self._end_sessions()

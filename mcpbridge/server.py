@@ -344,7 +344,7 @@ class Server:
     @property
     def longest_grace(self) -> float:
         """The most seconds for which its processes may take their time to end."""
-        settings = [each.settings for each in self._generations]
+        settings = [each.settings for each in self.generations]
         return max(each.stop_grace + each.kill_grace for each in settings)
 
     def _rate_check(self, client: str | None) -> Callable[[int], object] | None:
@@ -356,6 +356,11 @@ class Server:
         if not self._retired:
             return self.pool.unclosed
         return set().union(*(each.unclosed for each in self._siblings))
+
+    @property
+    def generations(self) -> list[ProcessGeneration]:
+        """Those of which something is left, the present one among them."""
+        return [*(each for each in self._retired if each is not self._generation), self._generation]
 
     async def open_streamable(
         self,
@@ -842,14 +847,14 @@ class Server:
         self.draining = True
         for session in chain(self.sessions.values(), self.streamable.values()):
             session.refusing = True
-        for each in self._generations:
+        for each in self.generations:
             each.begin_stop()
 
     @property
     def running(self) -> int:
         """How many requests of clients are being worked on; subscriptions do not count."""
         sessions = chain(self.sessions.values(), self.streamable.values())
-        stateless = sum(each.stateless.running for each in self._generations)
+        stateless = sum(each.stateless.running for each in self.generations)
         return sum(map(_requests_of, sessions)) + stateless
 
     def busy_sessions(self) -> Iterator[str]:
@@ -870,15 +875,11 @@ class Server:
             if IKillableBackend.providedBy(session.backend):
                 guarded(self.log, "killing a backend", session.backend.kill)
 
-    @property
-    def _generations(self) -> list[ProcessGeneration]:
-        return [*(each for each in self._retired if each is not self._generation), self._generation]
-
     def stop(self) -> Deferred[Any]:
         """End all sessions; fires when nothing of them is left."""
         self._running = False
         self._drain_timer.stop()
-        generations = self._generations
+        generations = self.generations
         for each in generations:
             each.begin_stop()
         return DeferredList([each.stop() for each in generations])

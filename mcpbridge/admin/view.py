@@ -7,22 +7,14 @@ Knows what is shown and what can be done; must not know how.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.counters import BridgeCounters
+from mcpbridge.process_usage import Usage
 from mcpbridge.server import Server
-
-
-class Usage(NamedTuple):
-    """What a process and all that it has started use."""
-
-    #: Resident memory in bytes, shared pages counted for each process.
-    memory_bytes: int
-    descriptors: int
-    processes: int
 
 
 class BridgeView(Protocol):
@@ -44,6 +36,16 @@ class BridgeView(Protocol):
     @property
     def connection_count(self) -> int:
         """How many connections of clients are open."""
+        ...
+
+    @property
+    def loop_lag(self) -> float:
+        """The longest delay of the reactor in the last `LAG_SECONDS`, in seconds."""
+        ...
+
+    @property
+    def response_bytes(self) -> int:
+        """How many bytes are held for clients that have not read them yet."""
         ...
 
     def urls(self) -> list[str]:

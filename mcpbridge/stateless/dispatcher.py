@@ -153,6 +153,21 @@ class StatelessDispatcher:
         """Tell whether a request waits for a process."""
         return self._asking > 0
 
+    @property
+    def waiting_count(self) -> int:
+        """How many requests wait for a process."""
+        return self._asking
+
+    @property
+    def exclusive_count(self) -> int:
+        """How many processes work on one request at a time."""
+        return len(self._exclusive)
+
+    @property
+    def concurrent_count(self) -> int:
+        """How many processes work on several requests at one time."""
+        return len(self._concurrent)
+
     def retire(self) -> None:
         """End each worker as soon as it is not needed: the server has other settings."""
         self._concurrent.retire()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.guard import guarded
 from mcpbridge.pacer import Pacer
+from mcpbridge.process_usage import Usage
 from mcpbridge.response_budget import ResponseBudget
 from mcpbridge.stdio.cleanup_records import CleanupRecords
 from mcpbridge.stdio.confinement import temporary_folder
@@ -32,6 +33,7 @@ from mcpbridge.stdio.process_tracker import ProcessTracker
 from mcpbridge.stdio.recovery import Journal, Recovery
 from mcpbridge.stdio.state_file import candidates
 from mcpbridge.stdio.system_limits import limit_warnings, raise_descriptor_limit, sessions_of
+from mcpbridge.stdio.tree_usage import TreeUsage
 from mcpbridge.stdio.watchdog import END_SECONDS, Watchdog
 from mcpbridge.stdio.watchdog_program import DIRECTORY_SECONDS
 
@@ -56,6 +58,7 @@ class LocalProcesses:
         self._folder = PrivateFolder(temporary_folder(environment), self._watchdog)
         self._pacer = Pacer(reactor)
         self._tracker = ProcessTracker(reactor, self._base, self._watchdog, pacer=self._pacer)
+        self._usage = TreeUsage(self._base, self._tracker.leaders)
         #: The value of the label by which this bridge's containers differ from all others.
         self._bridge_id = f"{self._base:x}-{secrets.token_hex(8)}"
         self._launchers: list[LocalLauncher] = []
@@ -158,6 +161,13 @@ class LocalProcesses:
             )
         for warning in limit_warnings(settings):
             self.log.warn("{warning}", warning=warning)
+
+    def read_usage(self) -> Generator[None, None, dict[int, Usage]]:
+        """
+        Find out what the tree of each session uses, by the pid of its leader, and this process
+        by its own; a generator that yields now and then.
+        """
+        return self._usage.read(self._tracker.untagged())
 
     def begin_stop(self) -> None:
         """Leave temporary files to the watchdog, if there is one, before all sessions are ended."""

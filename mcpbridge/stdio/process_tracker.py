@@ -284,6 +284,10 @@ class ProcessTracker:
         """Return the leaders of these tags; a leader's pid is the id of its process session."""
         return {self._leader_of[tag]: tag for tag in tags if tag in self._leader_of}
 
+    def untagged(self) -> dict[int, int]:
+        """Return the tags of the sessions of living processes that carry none, by pid."""
+        return self._untagged.tags()
+
     def _oldest_leader(self, tags: Collection[int]) -> int:
         """
         Return the pid of the oldest leader of these tags; 0 without one, and

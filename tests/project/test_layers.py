@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "mcpbridge"
 GROUND = {"_version", "audit_log", "config", "counters", "errors", "guard", "interfaces", "jsonrpc"}
 GROUND |= {"logs"}
 GROUND |= {"pacer", "rate_limited_log", "response_budget", "timers", "twisted_internals"}
+GROUND |= {"loop_lag", "process_usage", "shared_work"}
 #: What the rooms may import from, besides themselves and what stands below in
 #: this table.  A module outside the packages is a room of its own.
 ALLOWED: dict[str, set[str]] = {
@@ -30,6 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "systemd": {"timers"},
     "timers": set(),
     "trust": set(),
+    "loop_lag": {"timers"},
+    "shared_work": set(),
+    "process_usage": {"shared_work"},
     "pacer": {"guard"},
     "twisted_internals": set(),
     "config": {"errors"},
@@ -57,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "session_report": {"processes", "server"},
     "drain": GROUND | {"server"},
     "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server", "tracing"},
-    "admin": GROUND | {"auth", "processes", "server", "web"},
+    "admin": GROUND | {"auth", "processes", "server", "sliced_work", "web"},
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
     | {"processes", "session", "server", "session_report", "web"}
