@@ -47,6 +47,7 @@ CONTENTS = {
         "docs/operating",
         "docs/tracing",
         "docs/deploying",
+        "docs/metrics",
         "docs/eras",
         "docs/compatibility",
         "docs/security",
