@@ -204,6 +204,10 @@ class ServerCounters:
                 each.fold()
         return found
 
+    def results(self) -> int:
+        """Return how many requests have got a result."""
+        return sum(each.answered.count for each in self.operations)
+
     def operation(self, method: str, tool: str = "") -> Operation:
         """Return that of a method or a tool; beyond `MAX_OPERATIONS` of them, `_OTHER`."""
         key = method, tool

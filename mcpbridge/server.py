@@ -446,7 +446,9 @@ class Server:
             session.ended.addCallback(lambda _: self._release(session))
         session.open(
             partial(self._forget, live, pool),
-            adapter=first_adapter(session, era, pool.backoff, pool.check.doubt),
+            adapter=first_adapter(
+                session, era, pool.backoff, pool.check.doubt, generation.settings.start_timeout
+            ),
             caller=caller,
             access=access,
             stderr_notifications=stderr_notifications and generation.settings.stderr_notifications,

@@ -166,12 +166,18 @@ MAX_BACKOFF_SECONDS = 60.0
 #: clients are to be served again soon after a restart.
 REMOTE_BACKOFF_SECONDS = 2.0
 
-#: After this many sessions in a row whose process ended without output, the bridge checks
-#: whether the server can be started.
-STILLBORN_STARTS = 50
+#: After this many sessions in a row whose process ended without output, or wrote none in
+#: `start_timeout`, the bridge checks whether the server can be started.
+STILLBORN_STARTS = 3
+
+#: So many starts that failed in a row make a server not ready, although a process of it works.
+FAILED_STARTS = 2
 
 #: The least time between two of these checks of a server that can be started.
 CHECK_SECONDS = 5.0
+
+#: The part of `canary_interval` by which the pauses between two canaries vary.
+CANARY_JITTER = 0.2
 
 #: The time between two starts of warm processes.
 WARM_SECONDS = 0.1

@@ -46,6 +46,8 @@ class StartBackoff:
         self.failures = 0
         #: When the first of them failed; None without one.
         self.failing_since: float | None = None
+        #: When the last one failed; None without one.
+        self.failed_at: float | None = None
         #: How many starts have succeeded.
         self.successes = 0
         #: True while a check finds out whether the server can be started.
@@ -56,6 +58,7 @@ class StartBackoff:
     def failed(self, now: float, why: str) -> float:
         """Note that a start failed; return how many seconds to wait before the next."""
         self.why = why
+        self.failed_at = now
         if self.wait(now):
             return self.wait(now)
         pause = self._pause(self.failures)
@@ -74,9 +77,9 @@ class StartBackoff:
 
     def stillborn(self) -> bool:
         """
-        Note that a session's process ended without writing a message.  Its
-        client has been told, and may be to blame.  Returns whether there were
-        `STILLBORN_STARTS` or more of them in a row, so that the server itself
+        Note that a session's process has not written a message: it ended, or its
+        client waited in vain.  The client may be to blame.  Returns whether there
+        were `STILLBORN_STARTS` or more of them in a row, so that the server itself
         is in doubt.
         """
         self._stillborn += 1
@@ -87,7 +90,7 @@ class StartBackoff:
         self.failures = self._stillborn = 0
         self.successes += 1
         self.why = ""
-        self.failing_since = None
+        self.failing_since = self.failed_at = None
         self._until = float("-inf")
 
     def wait(self, now: float) -> float:

@@ -153,6 +153,14 @@ class Capacity:
         """Return a permit that is free; None where there is none."""
         return self._limiter.acquire()
 
+    def try_acquire_spare(self) -> Any:
+        """Return a permit if another one is free beside it; None otherwise."""
+        permit = self._limiter.acquire()
+        if permit is not None and self._limiter.is_full():
+            permit.release()
+            return None
+        return permit
+
     async def acquire(self, newcomer: Newcomer | None) -> Any:
         """
         Return a permit, for which processes are ended or waited for, if need

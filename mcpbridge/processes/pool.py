@@ -8,6 +8,7 @@ Knows processes that nobody uses yet; must not know what they will be used for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from random import random
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from mcpbridge.processes.abandoned_sessions import AbandonedSessions, Newcomer
 from mcpbridge.processes.address_shares import Claim, Claims
 from mcpbridge.processes.backend_session import NO_VARIABLES, BackendSession
 from mcpbridge.processes.backoff import StartBackoff
+from mcpbridge.processes.canary import Canary
 from mcpbridge.processes.capacity import Capacity, gone_in_time
 from mcpbridge.processes.endings import Removed, Stopped
 from mcpbridge.processes.failures import Failures
@@ -82,7 +84,8 @@ class ProcessPool:
 
     `spares` keeps processes ready, `unattended` are those whose clients left
     while they started, `capacity` decides who gives way where the limits are
-    reached, and `check` finds out whether the server can be started.
+    reached, and `check` finds out whether the server can be started, in doubt or
+    when `canary` has it do so.
 
     With `env_from` a process has variables of one client.  So none is started
     before there is a client, and as a process may fail because of what its
@@ -157,6 +160,7 @@ class ProcessPool:
         self.spares = SpareProcesses(settings, clock, self.backoff, self)
         self.unattended = UnattendedStarts(settings, clock, self.backoff)
         self.check = StartCheck(settings, clock, self.backoff, self, check_request)
+        self.canary = Canary(settings, clock, self.check.try_now, self.counters.results, jitter)
 
     # For those who need a process.
 
@@ -251,6 +255,7 @@ class ProcessPool:
             return
         self.backoff.failed(self._clock.seconds(), why)
         self.spares.look()
+        self.check.recover()
 
     def has_pending_change(self) -> bool:
         """Return whether a process is about to end or to start; who waits is told of either."""
@@ -265,6 +270,7 @@ class ProcessPool:
         self._stderr.start()
         before = takewhile(lambda pool: pool is not self, self._pools)
         self.spares.start(sum(pool.settings.warm > 0 for pool in before))
+        self.canary.start()
 
     def retire(self) -> None:
         """
@@ -272,6 +278,7 @@ class ProcessPool:
         and who waits may still get a process.
         """
         self.retired = True
+        self.canary.stop()
         self.check.stop()
         self.spares.stop()
         for spare in list(self.spares):
@@ -301,6 +308,7 @@ class ProcessPool:
     def stop(self) -> Deferred[Any]:
         """End all processes; fires when nothing of them is left."""
         self.begin_stop()
+        self.canary.stop()
         self.check.stop()
         self.spares.stop()
         self.capacity.stop()
@@ -322,6 +330,14 @@ class ProcessPool:
     def acquire(self) -> Any:
         """Return a permit that is free; None where there is none."""
         return self.capacity.try_acquire()
+
+    def acquire_spare(self) -> Any:
+        """Return a permit if another one is free beside it; None otherwise."""
+        return self.capacity.try_acquire_spare()
+
+    def has_settled_since(self, time: float) -> bool:
+        """Tell whether a process is kept ready that was started since, and has settled."""
+        return any(map(partial(self.spares.has_settled, since=time), self.spares))
 
     async def start_process(
         self, permit: Any, environment: Mapping[str, str] = NO_VARIABLES
@@ -400,6 +416,7 @@ class ProcessPool:
             self.cannot_start = since, why
             self.counters.not_started += 1
             self.failures.not_opened(session.label, why)
+            self.check.recover()
         return BackendFailed(why)
 
     def _closed(self, session: BackendSession) -> None:
@@ -447,13 +464,17 @@ class ProcessPool:
         return self._bridge_limiter is None or self._bridge_limiter.exceeds_guarantee
 
     def unused(self) -> BackendSession | None:
-        """Return a process that nobody uses just now; spare ones come last."""
+        """
+        Return a process that nobody uses just now.  Spare ones come late, and that of a
+        check last.
+        """
         session = self._observer.idle_process()
-        return self.spares.newest() if session is None else session
+        return session or self.spares.newest() or self.check.process
 
     def end_unused(self, session: BackendSession) -> None:
         """End the process that `unused` has returned."""
         self.spares.discard(session)
+        self.check.discard(session)
         session.life.end("another process needed its slot")
 
     def capacity_freed(self) -> None:

@@ -227,6 +227,10 @@ class SpareProcesses:
         self._sessions.append(session)
         self._starter.announce_capacity()
 
+    def has_settled(self, session: BackendSession, since: float) -> bool:
+        """Tell whether one was started after a time, and has lived for `SETTLED_SECONDS`."""
+        return session.opened_at >= since and self._age(session) >= SETTLED_SECONDS
+
     def _age(self, session: BackendSession) -> float:
         return self._clock.seconds() - session.opened_at
 

@@ -11,6 +11,7 @@ is for `translation.legacy_client`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import msgspec
 from twisted.logger import Logger
@@ -34,16 +35,21 @@ from mcpbridge.translation.subscription_relay import FIRST_PAUSE, LONGEST_PAUSE
 
 
 def first_adapter(
-    session: BackendSession, era: ServerEra, backoff: StartBackoff, doubt: Callable[[str], object]
+    session: BackendSession,
+    era: ServerEra,
+    backoff: StartBackoff,
+    doubt: Callable[[str], object],
+    start_timeout: float = inf,
 ) -> Adapter:
     """
     Return the adapter that a session of a legacy client begins with.
 
-    `doubt` is called with the reason why the server may be unable to start.
+    `doubt` is called with the reason why the server may be unable to start.  A client that
+    has waited `start_timeout` seconds in vain is such a reason, too.
     """
     if era.legacy is False:
         return LegacyClientAdapter(session, era, backoff)
-    return UndecidedAdapter(session, era, backoff, doubt)
+    return UndecidedAdapter(session, era, backoff, doubt, start_timeout)
 
 
 def check_request(era: ServerEra) -> bytes:
@@ -77,11 +83,13 @@ class UndecidedAdapter:
         era: ServerEra,
         backoff: StartBackoff,
         doubt: Callable[[str], object],
+        start_timeout: float = inf,
     ) -> None:
         self._session = session
         self._era = era
         self._backoff = backoff
         self._doubt = doubt
+        self._start_timeout = start_timeout
         self._to_client = _BridgeMessages(session)
         self._has_spoken = False
         #: How many requests have been passed to the backend.
@@ -173,17 +181,24 @@ class UndecidedAdapter:
         return self._initialize is not None and not self._has_spoken
 
     def close(self) -> None:
-        """Count a backend that has exited early without a message as a failed start."""
+        """
+        Count a backend that has exited early without a message as a failed start, and one
+        that has written none for as long as a start may take.
+        """
         session = self._session
-        now = session.clock.seconds()
-        if (
-            self._has_spoken
-            or session.backend.exit_status is None
-            or now - session.opened_at >= MAX_BACKOFF_SECONDS
-        ):
+        age = session.clock.seconds() - session.opened_at
+        if self._has_spoken:
+            return
+        why: str = session.reason
+        if session.backend.exit_status is not None:
+            if age >= MAX_BACKOFF_SECONDS:
+                return
+        elif self.is_starting and round(age, 3) >= self._start_timeout:
+            why = f"no answer to `initialize` in {self._start_timeout:g} s"
+        else:
             return
         if self._backoff.stillborn():
-            self._doubt(session.reason)
+            self._doubt(why)
 
 
 class IdRestoringAdapter:

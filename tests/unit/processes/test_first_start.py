@@ -176,6 +176,7 @@ def test_the_wait_for_the_first_start_is_bounded_in_time() -> None:
     assert slow.told().count("one") == 4
     slow.world.run(20)
     assert all(isinstance(each.refusal, BackendFailed) for each in calls)
+    slow.world.stop()
     slow.world.run(100)
     slow.world.end()
 

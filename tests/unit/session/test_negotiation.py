@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
 import pytest
@@ -43,7 +44,12 @@ NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}'
 class SessionHarness:
     """A newly opened session between fakes."""
 
-    def __init__(self, era: ServerEra | None = None, backoff: StartBackoff | None = None) -> None:
+    def __init__(
+        self,
+        era: ServerEra | None = None,
+        backoff: StartBackoff | None = None,
+        start_timeout: float = inf,
+    ) -> None:
         self.clock = Clock()
         self.era = era or ServerEra()
         self.backoff = backoff or StartBackoff("cat", no_jitter)
@@ -61,7 +67,7 @@ class SessionHarness:
         self.stream = self.session.sink = RecordingSink()
         self.warnings: list[str] = []
         self.session.adapter = first_adapter(
-            self.session, self.era, self.backoff, self.warnings.append
+            self.session, self.era, self.backoff, self.warnings.append, start_timeout
         )
 
     def release(self) -> None:
@@ -458,6 +464,21 @@ def test_repeated_silent_exits_are_reported(how: str) -> None:
         harness.end()
         last = number == STILLBORN_STARTS - 1
         assert harness.warnings == (["over"] if how == "silent" and last else [])
+    assert str(backoff) == "ready"
+
+
+@pytest.mark.parametrize(("waited", "reported"), [(29, False), (30, True), (1000, True)])
+def test_repeated_silence_is_reported(waited: float, reported: bool) -> None:
+    """Clients that leave after `start_timeout` without an answer are as many failed starts."""
+    era, backoff = ServerEra(), StartBackoff("cat", no_jitter)
+    for number in range(STILLBORN_STARTS):
+        harness = SessionHarness(era, backoff, start_timeout=30.0)
+        harness.post(INITIALIZE)
+        harness.clock.advance(waited)
+        harness.end()
+        last = number == STILLBORN_STARTS - 1
+        silent = ["no answer to `initialize` in 30 s"]
+        assert harness.warnings == (silent if last and reported else [])
     assert str(backoff) == "ready"
 
 
