@@ -40,6 +40,7 @@ from mcpbridge.errors import (
 from mcpbridge.extensions import load, verified
 from mcpbridge.generation import Extensions
 from mcpbridge.guard import guarded
+from mcpbridge.health import BridgeHealth
 from mcpbridge.interfaces import (
     IAuthenticator,
     IBackendLauncher,
@@ -145,6 +146,10 @@ class Bridge(Service):
         self._tracing = self._make_tracing() if settings.tracing else None
         #: What has happened at all servers, and at none of them.
         self.counters = BridgeCounters()
+        #: `serving`, or `stopping` once it is told to stop.
+        self.condition = "serving"
+        #: Whether it and its servers are ready.
+        self.health = BridgeHealth(lambda: self.servers, lambda: self.condition, self._clock)
         self._limits = BridgeLimits(settings, self._clock, self._trimmer.session_ended)
         self._attempts = FailedAttempts(self._clock)
         self._pools: list[ProcessPool] = []
@@ -483,7 +488,7 @@ class Bridge(Service):
 
             def serving() -> Serving:
                 tree = self._tree
-                return Serving(tree.security, tree.root, tree.note)
+                return Serving(tree.security, tree.root, tree.note, tree.probe)
 
             self._resource = SecuredResource(serving)
         return self._resource
@@ -501,6 +506,7 @@ class Bridge(Service):
             documents=self._access_controls.documents,
             pacer=self._pacer,
             counters=self.counters,
+            health=self.health,
         )
 
     def site(self) -> Any:

@@ -99,11 +99,15 @@ def _is_plain(segment: bytes) -> bool:
 
 
 class Serving(NamedTuple):
-    """What is served: the root of it, what protects it, and who takes note of refusals."""
+    """
+    What is served: the root of it, what protects it, and who takes note of refusals.
+    `probe` returns what answers a health check, by the segments of a path.
+    """
 
     security: TransportSecurity
     root: Branch
     note: Callable[[Any, Refused], object] = lambda request, refusal: None
+    probe: Callable[[Sequence[bytes]], IResource | None] = lambda segments: None
 
 
 class SecuredResource(Resource):
@@ -122,19 +126,23 @@ class SecuredResource(Resource):
         loopback = getattr(channel, "loopback", None)
         if loopback is None:
             loopback = loopback_port(getattr(channel, "transport", None))
-        security, root, note = self._serving()
+        security, root, note, find_probe = self._serving()
+        probe = find_probe([path, *request.postpath])
         try:
-            security.check(request, loopback or None)
+            security.check(request, loopback or None, any_host=probe is not None)
         except Refused as refusal:
             if getattr(channel, "admitted", None) is not None:
                 # It was checked when it came, and is being answered: other settings may have
                 # been loaded since.
                 return cast("IResource", root.getChildWithDefault(path, request))
             security.log_refusal(refusal)
-            note(request, refusal)
+            if probe is None:
+                note(request, refusal)
             return _Refusal(refusal)
         if is_preflight(request):
             return _Preflight(security)
+        if probe is not None:
+            return probe
         resource: IResource = root.getChildWithDefault(path, request)
         return resource
 

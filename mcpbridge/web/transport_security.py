@@ -158,7 +158,7 @@ class TransportSecurity:
                 times=times(count),
             )
 
-    def check(self, request: Any, loopback: int | None) -> None:
+    def check(self, request: Any, loopback: int | None, *, any_host: bool = False) -> None:
         """
         Raise `Forbidden` for a request that a page of another site may have
         sent, and `BadHost` for one without a valid `Host`; if its origin is
@@ -166,12 +166,13 @@ class TransportSecurity:
 
         A page may be *visited* from anywhere: a top-level navigation from
         another site passes here, and `check_backend_route` refuses it if it
-        would reach a backend.
+        would reach a backend.  With `any_host` nothing is served that a page of another
+        site may not know, and any valid `Host` will do.
         """
         headers = request.requestHeaders
         host = _only_host(request)
         name, port = parts = ("", "") if host is None else _checked(host)
-        if host is not None and not self._is_allowed(*parts, loopback):
+        if host is not None and not (any_host or self._is_allowed(*parts, loopback)):
             raise Forbidden(
                 f"the Host {_shown(host)} is not one of this server;"
                 " name it with --allowed-hosts (allowed_hosts) if it should be"

@@ -19,6 +19,7 @@ from mcpbridge.auth.factory import AUTHORIZATION, secret_headers
 from mcpbridge.auth.failed_attempts import FailedAttempts
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.counters import BridgeCounters
+from mcpbridge.health import BridgeHealth
 from mcpbridge.pacer import Pacer
 from mcpbridge.server import Server
 from mcpbridge.web.admission import Admission
@@ -26,6 +27,7 @@ from mcpbridge.web.client_addresses import CallerOf, ClientAddresses, no_caller,
 from mcpbridge.web.endpoints import Endpoint
 from mcpbridge.web.fast_path import FastPath
 from mcpbridge.web.index import Index
+from mcpbridge.web.probes import Probes
 from mcpbridge.web.refusals import Delays, Refusals
 from mcpbridge.web.root import Branch
 from mcpbridge.web.routes import Routes
@@ -54,6 +56,7 @@ class ServedTree:
         documents: Mapping[str, dict[str, Any]],
         pacer: Pacer,
         counters: BridgeCounters,
+        health: BridgeHealth,
     ) -> None:
         self.security = TransportSecurity(settings, clock)
         self._clock = clock
@@ -63,6 +66,8 @@ class ServedTree:
         present = [each for each in servers if not each.removed]
         self._cards = ServerCards(present, clients.is_proxy)
         is_open = all(each.is_open for each in servers)
+        #: Health checks, by the segments of their paths.
+        self.probe = Probes(health, [each.settings for each in servers]).find
         self.root = Branch(servers=[each.settings for each in present], hints=is_open)
         self._cards.serve_well_known(self.root)
         ResourceMetadata(documents).serve_well_known(self.root)

@@ -60,11 +60,13 @@ ALLOWED: dict[str, set[str]] = {
     "limits": GROUND | {"processes"},
     "session_report": {"processes", "server"},
     "drain": GROUND | {"server"},
-    "web": GROUND | {"auth", "mcp", "processes", "session", "stateless", "server", "tracing"},
-    "admin": GROUND | {"auth", "processes", "server", "sliced_work", "web"},
+    "health": GROUND | {"processes", "server"},
+    "web": GROUND
+    | {"auth", "health", "mcp", "processes", "session", "stateless", "server", "tracing"},
+    "admin": GROUND | {"auth", "health", "processes", "server", "sliced_work", "web"},
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
-    | {"processes", "session", "server", "session_report", "web"}
+    | {"health", "processes", "session", "server", "session_report", "web"}
     | {"admin", "drain", "tracing"},
     "check": GROUND | {"auth", "extensions", "remote", "stdio"},
     "tap": {
