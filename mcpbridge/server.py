@@ -57,7 +57,8 @@ from mcpbridge.processes.address_shares import Claim, Claims, Shares
 from mcpbridge.processes.audited_calls import AuditedRequest, AuditedSession, record_refusal
 from mcpbridge.processes.backend_session import BackendSession, Sink
 from mcpbridge.processes.caller import Caller
-from mcpbridge.processes.endings import ClientLeft, NotAdmitted, Removed, kind_of
+from mcpbridge.processes.endings import ClientLeft, EndedByOperator, NotAdmitted, Removed, kind_of
+from mcpbridge.processes.failures import KEPT_FAILURES, Failure
 from mcpbridge.processes.measured_calls import MeasuredRequest, MeasuredSession, Measures
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
@@ -654,6 +655,30 @@ class Server:
             cannot_start=pool.cannot_start,
             stopping=pool.stopping or self.removed,
         )
+
+    # For operators.
+
+    @property
+    def pools(self) -> list[ProcessPool]:
+        """Its process pools: that of the present settings, and those of before."""
+        return list(self._siblings)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests of 2026-07-28 wait for a process."""
+        return sum(each.stateless.waiting for each in {*self._retired, self._generation})
+
+    @property
+    def recent_failures(self) -> list[Failure]:
+        """The last failures of its processes, the newest first."""
+        found = [failure for pool in self._siblings for failure in pool.failures.recent]
+        return sorted(found, reverse=True)[:KEPT_FAILURES]
+
+    def end_session(self, session: BackendSession, why: str) -> None:
+        """End one of its sessions or other processes, because an operator wants that."""
+        # A spare process that ends by itself is a failed start.
+        self._pool_of(session).spares.discard(session)
+        session.life.end(EndedByOperator(why))
 
     def check_admitted(self, access: Access) -> None:
         """

@@ -246,16 +246,23 @@ class ProcessPool:
         """Wait for the end of a session that was told to end; see `capacity.gone_in_time`."""
         return await gone_in_time(session, self.settings, self._clock)
 
-    def fail(self, why: str) -> None:
+    def fail(self, why: str, session: BackendSession | None = None) -> None:
         """
         Note that a process was of no use, so the server is left alone for a
-        while; unless that may be due to variables of the process's client.
+        while; unless that may be due to variables of the process's client.  `session` is that
+        process, if it was started and no client has been told.
         """
+        if session is not None:
+            self.note_failed_start(session, why)
         if self.settings.env_from:
             return
         self.backoff.failed(self._clock.seconds(), why)
         self.spares.look()
         self.check.recover()
+
+    def note_failed_start(self, session: BackendSession, why: str) -> None:
+        """Have operators see that a process was of no use, and why."""
+        self.failures.start_failed(session, why, gone=session not in self.unclosed)
 
     def has_pending_change(self) -> bool:
         """Return whether a process is about to end or to start; who waits is told of either."""

@@ -146,7 +146,7 @@ class SpareProcesses:
         if self._starter.stopping:
             return
         if self._age(session) < MAX_BACKOFF_SECONDS:
-            self._starter.fail(why)
+            self._starter.fail(why, session)
         else:
             self._backoff.succeeded()
             self.look()

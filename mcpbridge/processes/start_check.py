@@ -72,8 +72,11 @@ class ProcessStarter(Protocol):
         """Start a process with this permit.  Raises `BackendFailed` and `ShuttingDown`."""
         ...
 
-    def fail(self, why: str) -> None:
-        """Note that a process was of no use, so the server is left alone for a while."""
+    def fail(self, why: str, session: BackendSession | None = None) -> None:
+        """
+        Note that a process was of no use, so the server is left alone for a while; `session`
+        is that process, if it was started.
+        """
 
     def announce_capacity(self) -> None:
         """There may be a process, or capacity for one: tell those who wait."""
@@ -291,7 +294,7 @@ class StartCheck:
         """
         successes = self._backoff.successes
         try:
-            why = await self._why_not(permit)
+            why, session = await self._why_not(permit)
         except ShuttingDown:
             return
         finally:
@@ -313,14 +316,14 @@ class StartCheck:
         else:
             # The backoff may be shorter than `CHECK_SECONDS`, and is what counts now.
             self._earliest = float("-inf")
-            self._starter.fail(why)
+            self._starter.fail(why, session)
 
-    async def _why_not(self, permit: Any) -> str | None:
-        """Start a process and return why it is of no use; None where it answers."""
+    async def _why_not(self, permit: Any) -> tuple[str | None, BackendSession | None]:
+        """Start a process and return why it is of no use, None where it answers, and it."""
         try:
             session = await self._starter.start_process(permit)
         except BackendFailed as error:
-            return str(error)
+            return str(error), None
         self.process = session
         session.gone().addCallback(self._forget, session)
         request = CheckRequest(session)
@@ -329,9 +332,9 @@ class StartCheck:
             await request.ask(self._request_line(), self._settings.start_timeout)
         except BackendFailed as error:
             session.life.end(f"it cannot be used: {error}")
-            return str(error)
+            return str(error), session
         session.life.end("it has shown that the server can be started")
-        return None
+        return None, session
 
     def _forget(self, _: None, session: BackendSession) -> None:
         if self.process is session:

@@ -331,6 +331,7 @@ class ExclusivePool(WorkerPool):
         except BackendFailed as error:
             # That may be the fault of the client: the server was told who it
             # is and what it can do.
+            self._pool.note_failed_start(session, str(error))
             self._pool.check.doubt(str(error))
             raise
         told = worker.translator.initialized

@@ -7,9 +7,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from mcpbridge.config.settings import ServerSettings
-from mcpbridge.config.tuning import COMPLAIN_SECONDS
+from mcpbridge.config.tuning import CHECK_SECONDS, COMPLAIN_SECONDS
 from mcpbridge.errors import BackendFailed, CannotStart
 from mcpbridge.processes.backend_session import BackendSession
+from mcpbridge.processes.failures import FAILURE_CHARS, KEPT_FAILURES
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.server import Server
 from mcpbridge.testing import FakeLauncher, RecordingSink
@@ -227,3 +228,91 @@ def test_mistakes_are_logged_once_in_complain_seconds(log_lines: list[str]) -> N
     served.clock.advance(COMPLAIN_SECONDS)
     one.misbehaved("text", "it writes text", b"again")
     assert log_lines[-1].endswith("it writes text: again (3 times since it was last logged)")
+
+
+def test_the_last_failures_are_kept_for_operators() -> None:
+    """The newest first, and one that is repeated once."""
+    served = Served(max_sessions=100, max_sessions_per_address=100)
+    for number in range(KEPT_FAILURES + 2):
+        session = served.open()
+        session.diagnostics_received([b"line %d" % number, b"\x1b]0;title\x07"])
+        served.end(session, f"exit status {number}")
+    recent = served.server.recent_failures
+    assert [each.exit for each in recent] == [f"exit status {n}" for n in (6, 5, 4, 3, 2)]
+    assert recent[0].session == session.label
+    assert recent[0].stderr == ("line 6", r"\x1b]0;title\x07")
+    served.end(served.open(), "exit status 4")
+    recent = served.server.recent_failures
+    assert [each.exit for each in recent] == [f"exit status {n}" for n in (4, 6, 5, 3, 2)]
+
+
+def test_a_text_of_a_failure_has_a_bound() -> None:
+    served = Served()
+    session = served.open()
+    session.misbehaved("x", "y" * (2 * FAILURE_CHARS), b"")
+    [failure] = served.server.recent_failures
+    assert failure.what == "y" * FAILURE_CHARS
+
+
+def test_silence_is_a_failure_that_is_kept() -> None:
+    served = Served(start_timeout=30)
+    session = served.open()
+    session.client_message(INITIALIZE, None)
+    session.diagnostics_received([b"waiting for the database"])
+    served.clock.advance(30)
+    [failure] = served.server.recent_failures
+    assert failure.what.startswith("a process has written nothing to stdout for 30 s")
+    assert failure.stderr == ("waiting for the database",)
+    assert failure.exit == ""
+
+
+def test_garbage_is_a_failure_that_is_kept() -> None:
+    served = Served()
+    session = served.open()
+    session.misbehaved("text", "the server wrote something other than JSON", b"hello")
+    [failure] = served.server.recent_failures
+    assert failure.what == "the server wrote something other than JSON: hello"
+
+
+def test_a_program_that_is_not_found_is_kept() -> None:
+    served = Served()
+    served.launcher.error = CannotStart("cannot start 'npx': it was not found")
+    served.open()
+    [failure] = served.server.recent_failures
+    assert failure.what.endswith("cannot start 'npx': it was not found")
+
+
+def test_a_client_that_leaves_is_no_failure() -> None:
+    served = Served()
+    session = served.open()
+    session.life.end("the client left")
+    session.backend.exit_status = "signal 15"
+    session.backend.stopped.callback(None)
+    assert not served.server.recent_failures
+
+
+def test_failed_starts_without_a_client_are_kept() -> None:
+    """A spare process that ends, and one that is checked and does not answer."""
+    served = Served(warm=1, start_timeout=5)
+    served.server.start()
+    served.clock.advance(1)
+    [spare] = served.server.unclosed
+    spare.diagnostics_received([b"KEY is missing"])
+    spare.input_closed("the backend closed its stdin")
+    spare.backend.exit_status = "exit status 3"
+    spare.backend.stopped.callback(None)
+    [failure] = served.server.recent_failures
+    assert failure.what == "the backend ended (exit status 3) before it answered anything"
+    assert failure.stderr == ("KEY is missing",)
+    served.clock.advance(CHECK_SECONDS)
+    for each in list(served.server.unclosed):
+        served.server.end_session(each, "x")
+        each.backend.stopped.callback(None)
+    served.server.pool.check.doubt("a client broke it")
+    served.clock.advance(5)
+    hung = [x for x in served.server.unclosed if "no answer" in x.reason]
+    assert hung
+    for each in hung:
+        each.backend.stopped.callback(None)
+    what = served.server.recent_failures[0].what
+    assert what == "a start failed: no answer to the first message in 5 s"
