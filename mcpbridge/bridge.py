@@ -30,9 +30,12 @@ from mcpbridge.config.warnings import configuration_warnings
 from mcpbridge.counters import BridgeCounters
 from mcpbridge.drain import Drain
 from mcpbridge.errors import (
+    Ambiguous,
     CannotListen,
     Described,
     Exposed,
+    NotFound,
+    NotSupported,
     SettingError,
     SettingErrors,
     ShuttingDown,
@@ -55,6 +58,7 @@ from mcpbridge.loop_lag import LoopLag
 from mcpbridge.memory import Trimmer, trim_function
 from mcpbridge.pacer import Pacer
 from mcpbridge.process_usage import RecentUsage, Usages
+from mcpbridge.processes.backend_session import LABEL_CHARS
 from mcpbridge.processes.permits import CombinedLimiter, SessionLimiter
 from mcpbridge.processes.pool import ProcessPool
 from mcpbridge.response_budget import ResponseBudget
@@ -66,6 +70,7 @@ from mcpbridge.stdio.confinement import describe_confinement
 from mcpbridge.stdio.confinement_check import confinement_errors
 from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
+from mcpbridge.stdio.state_file import candidates, open_state_directory
 from mcpbridge.timers import Timer
 from mcpbridge.tracing.tracing import Tracing
 from mcpbridge.twisted_internals import keep_open_for_others
@@ -84,6 +89,8 @@ _EXPOSED = (
     " (bridge.auth; make a token with `mcpbridge token NAME`), listen on loopback (--host"
     " 127.0.0.1), or pass --insecure to let everybody in"
 )
+#: At least so many characters of its id name a session for an operator.
+LEAST_LABEL_CHARS = 4
 #: How many servers an error names.
 NAMED_SERVERS = 3
 
@@ -102,6 +109,9 @@ class Bridge(Service):
     place; its own observers and filters are added, and its own ways to
     authenticate a caller come after the `authenticator`.  Raises `SettingError`
     for an extension that does not provide its interface.
+
+    With `admin_socket` and without `admin_listen` the admin listener is a socket in the
+    state directory.
     """
 
     log = Logger()
@@ -118,6 +128,7 @@ class Bridge(Service):
         filters: Sequence[object] = (),
         authenticator: object | None = None,
         environment: Mapping[str, str] = os.environ,
+        admin_socket: bool = False,
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
@@ -186,10 +197,11 @@ class Bridge(Service):
         #: What is served with the present settings: a `ServedTree`.
         self._tree: Any = None
 
+        #: The admin listeners; None without any.
+        self._admin = self._make_admin(admin_socket)
+
         #: Writes the next lines of `log_sessions`.
         self._report_timer = Timer(self._clock)
-        #: `serving`, `draining` or `stopping`.
-        self.condition = "serving"
         self._drain = Drain(self._clock, lambda: self.servers, lambda: self._site)
 
     @property
@@ -557,6 +569,52 @@ class Bridge(Service):
         if logged == REPORTED_LINES:
             self._report_timer.start(0, self._log_lines, lines)
 
+    # For operators: BridgeView.
+
+    def _make_admin(self, admin_socket: bool) -> Any:
+        """Make the admin listeners; return None where there are to be none."""
+        given = self.settings.admin_listen
+        if given in ((), ("none",)) or (given is None and not admin_socket):
+            return None
+        # Imported here, as an embedded bridge seldom has any.
+        from mcpbridge.admin.listener import AdminListeners
+
+        return AdminListeners(self, self._reactor, self._state_directory)
+
+    def _state_directory(self) -> str:
+        """Return the state directory; make it if it is missing.  Raises `NoStateDirectory`."""
+        folders = candidates(self.settings.state_dir, self._environment, os.geteuid())
+        return open_state_directory(folders)
+
+    def end_session(self, ident: str, why: str) -> str:
+        """
+        End the session, or another process, whose short id this is, or begins with it; return
+        its short id.
+
+        Raises `NotFound` if there is none, and `Ambiguous` if there are several.
+        """
+        if not LEAST_LABEL_CHARS <= len(ident) <= LABEL_CHARS:
+            raise NotFound(
+                f"a session is named by {LEAST_LABEL_CHARS} to {LABEL_CHARS} characters of its id"
+            )
+        found = [
+            (server, session)
+            for server in self.servers
+            for session in server.unclosed
+            if session.receiving and session.ident.startswith(ident)
+        ]
+        if not found:
+            raise NotFound(f"there is no session {ident!r}, or it has ended")
+        if len(found) > 1:
+            raise Ambiguous(f"{len(found)} sessions begin with {ident!r}; write more of its id")
+        [(server, session)] = found
+        server.end_session(session, why)
+        return session.label
+
+    def reload_file(self) -> str:
+        """Raise `NotSupported`: the settings are from no file.  The command has one."""
+        raise NotSupported("the settings of this bridge are from no file that could be read again")
+
     # IService.
 
     def privilegedStartService(self) -> None:
@@ -569,6 +627,8 @@ class Bridge(Service):
                 self._ports.append(self._listen(description))
             ports = [port for _, port in self._ports]
             self._check_exposure(ports, self._open_servers(), insecure=self.settings.insecure)
+            if self._admin is not None:
+                self._admin.open()
         except CannotListen:
             self._close_ports()
             raise
@@ -586,6 +646,8 @@ class Bridge(Service):
             self._audit.start()
         if self._tracing is not None:
             self._tracing.start()
+        if self._admin is not None:
+            self._admin.start()
         for url in self.urls():
             self.log.info("serving {url}", url=url)
         for url in index_urls([port for _, port in self._ports]):
@@ -702,9 +764,15 @@ class Bridge(Service):
             left = any(server.unclosed for server in self.servers)
             self._local.close(clean=nothing_left and not left)
 
+        def close_admin(result: Any) -> Any:
+            # The last of all: operators watch how the bridge stops.
+            if self._admin is None:
+                return result
+            return self._admin.close().addCallback(lambda _: result)
+
         ended.addCallback(sessions_ended)
         stopped = ended.addCallback(lambda _: self._local.stop_watchdog())
-        return stopped.addCallback(watchdog_ended)
+        return stopped.addCallback(watchdog_ended).addBoth(close_admin)
 
     def _end_sessions(self) -> Deferred[None]:
         """End all sessions, or give up after `_longest_end` seconds."""

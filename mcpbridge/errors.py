@@ -364,6 +364,13 @@ class UnknownSession(Refused):
     code = SESSION_NOT_FOUND
 
 
+class Ambiguous(Refused):
+    """The short id of a session that an operator names is the beginning of several."""
+
+    status = 409
+    code = SERVER_ERROR
+
+
 class MethodNotAllowed(Refused):
     """The method is not allowed at this path."""
 

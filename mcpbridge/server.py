@@ -666,7 +666,7 @@ class Server:
     @property
     def waiting(self) -> int:
         """How many requests of 2026-07-28 wait for a process."""
-        return sum(each.stateless.waiting for each in {*self._retired, self._generation})
+        return sum(each.stateless.waiting_count for each in self.generations)
 
     @property
     def recent_failures(self) -> list[Failure]:

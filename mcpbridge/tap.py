@@ -36,7 +36,15 @@ from mcpbridge.config.file import read_config
 from mcpbridge.config.masking import printable
 from mcpbridge.config.options import OPTIONS, Option, label_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings, wrong_settings
-from mcpbridge.errors import BridgeError, CannotListen, Described, SettingError, SettingErrors
+from mcpbridge.errors import (
+    BridgeError,
+    CannotListen,
+    Described,
+    InternalError,
+    SettingError,
+    SettingErrors,
+    ShuttingDown,
+)
 from mcpbridge.logs.observers import log_observer
 from mcpbridge.memory import keep_collections_short, map_large_blocks
 from mcpbridge.signals import SignalHandlers
@@ -205,8 +213,10 @@ class Options(usage.Options):
         listen = self._listen_on(bridge.get("listen"))
         if listen is not None:
             bridge["listen"] = listen
-        for description in bridge.get("listen", ()):
-            check_endpoint(description)
+        for setting in ("listen", "admin_listen"):
+            given = bridge.get(setting) or ()
+            for description in () if given == ("none",) else given:
+                check_endpoint(description, setting)
         return bridge
 
     def _read(self) -> BridgeSettings:
@@ -414,14 +424,14 @@ def endpoint_error(description: str) -> str | None:
     return None
 
 
-def check_endpoint(description: str) -> None:
+def check_endpoint(description: str, setting: str = "listen") -> None:
     """Raise `SettingError` for a description that no endpoint can be made of."""
     if not description:
         return
     why = endpoint_error(description)
     if why is not None:
         raise SettingError(
-            "--listen (bridge.listen)",
+            label_of(BridgeSettings, setting),
             "an endpoint description, such as `tcp:8808:interface=127.0.0.1`",
             Described(f"{description!r}: {why}"),
         )
@@ -459,7 +469,7 @@ class _Run(Bridge):
 
         # First: backends may get all variables that are there then.
         self._manager = ServiceManager.of(os.environ, cast("IReactorTime", reactor))
-        super().__init__(options.settings, reactor)
+        super().__init__(options.settings, reactor, admin_socket=True)
         self._options = options
         self._twistd: Any = options.parent or {}
         self._undo_dispatch: Callable[[], None] = lambda: None
@@ -539,18 +549,39 @@ class _Run(Bridge):
             self.log.emit(level, "{text}", text=printable(notice.text))
 
     def _reload(self) -> bool:
-        """Read the file of the settings again; return False if they are from no file."""
-        options = self._options
-        if options.config is None:
+        """Do that at SIGHUP; return False if the settings are from no file."""
+        if self._options.config is None:
             return False
-        self._manager.reloading()
         try:
-            self._load(options, options.config)
-        finally:
-            self._tell_ready()
+            self._load("SIGHUP")
+        except BridgeError:
+            # The log says why.
+            pass
         return True
 
-    def _load(self, options: Options, path: str) -> None:
+    def reload_file(self) -> str:
+        """Read the file of the settings again; return what has changed, in one line."""
+        if self._options.config is None:
+            return super().reload_file()
+        return self._load("reload")
+
+    def _load(self, cause: str) -> str:
+        """
+        Read the file of the settings again, and tell the service manager meanwhile; return
+        what has changed, in one line.
+
+        Logs what comes of it.  Raises `SettingErrors`, `ShuttingDown` and `InternalError`.
+        """
+        if self.condition != "serving":
+            raise ShuttingDown("the bridge is shutting down")
+        self._manager.reloading()
+        try:
+            return self._load_anew(cause)
+        finally:
+            self._tell_ready()
+
+    def _load_anew(self, cause: str) -> str:
+        options = self._options
         before = options.notices
         known = set(before)
         try:
@@ -559,19 +590,33 @@ class _Run(Bridge):
             options.settings = settings
         except BridgeError as error:
             options.notices = before
-            for line in _lines_of(error):
-                self.log.error("{line}", line=printable(line))
+            self.counters.reloads["failed"] += 1
+            lines = [printable(each) for each in _lines_of(error)]
+            for line in lines:
+                self.log.error("{line}", line=line)
             self.log.error(
-                "SIGHUP: {file} was not loaded, and nothing has changed; the errors are above,"
+                "{cause}: {file} was not loaded, and nothing has changed; the errors are above,"
                 " and `mcpbridge check` shows them all",
-                file=path,
+                cause=cause,
+                file=options.config,
             )
+            raise SettingErrors(lines) from None
         except Exception:
             options.notices = before
-            self.log.failure("SIGHUP: {file} could not be loaded; restart the bridge", file=path)
-        else:
-            self._log_notices([each for each in options.notices if each not in known])
-            self.log.info("SIGHUP: loaded {file}: {changed}", file=path, changed=printable(changed))
+            self.counters.reloads["failed"] += 1
+            self.log.failure(
+                "{cause}: {file} could not be loaded; restart the bridge",
+                cause=cause,
+                file=options.config,
+            )
+            raise InternalError.of_ours() from None
+        self.counters.reloads["loaded"] += 1
+        self._log_notices([each for each in options.notices if each not in known])
+        changed = printable(changed)
+        self.log.info(
+            "{cause}: loaded {file}: {changed}", cause=cause, file=options.config, changed=changed
+        )
+        return changed
 
     def _tell_parent(self, error: BridgeError) -> None:
         """

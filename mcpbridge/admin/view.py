@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.counters import BridgeCounters
+from mcpbridge.health import BridgeHealth
 from mcpbridge.process_usage import Usage
 from mcpbridge.server import Server
 
@@ -22,6 +23,7 @@ class BridgeView(Protocol):
 
     settings: BridgeSettings
     counters: BridgeCounters
+    health: BridgeHealth
 
     @property
     def servers(self) -> Sequence[Server]:

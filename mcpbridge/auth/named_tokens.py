@@ -39,15 +39,16 @@ def make_token() -> tuple[str, str]:
 @implementer(IAuthenticator)
 class NamedTokens:
     """
-    Identifies callers by named tokens.  Raises `SettingError` for a file that has none.
+    Identifies callers by named tokens, which are those of a `setting`.  Raises `SettingError`
+    for a file that has none.
 
     A digest is compared with each one, in constant time: how long an answer takes says
     nothing about the tokens.
     """
 
-    def __init__(self, tokens: Mapping[str, NamedToken]) -> None:
+    def __init__(self, tokens: Mapping[str, NamedToken], setting: str = "auth.tokens") -> None:
         self._callers = [
-            (_digest_of(name, each), name, each, frozenset(each.scopes))
+            (_digest_of(f"{setting}.{name}", each), name, each, frozenset(each.scopes))
             for name, each in tokens.items()
         ]
         names: dict[bytes, str] = {}
@@ -55,7 +56,7 @@ class NamedTokens:
             other = names.setdefault(digest, name)
             if other != name:
                 got = Described(f"that of {other!r}")
-                raise SettingError(f"auth.tokens.{name}", "a token of its own", got)
+                raise SettingError(f"{setting}.{name}", "a token of its own", got)
 
     def authenticate(self, request: Any) -> Identity | None:
         """
@@ -94,7 +95,7 @@ def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _digest_of(name: str, settings: NamedToken) -> bytes:
+def _digest_of(setting: str, settings: NamedToken) -> bytes:
     if settings.sha256 is not None:
         return bytes.fromhex(settings.sha256)
-    return _digest(read_secret(settings.file or "", f"auth.tokens.{name}.file", LEAST_CHARACTERS))
+    return _digest(read_secret(settings.file or "", f"{setting}.file", LEAST_CHARACTERS))

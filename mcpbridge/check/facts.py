@@ -134,6 +134,8 @@ def callers(settings: BridgeSettings, server: ServerSettings) -> list[str]:
 def bridge_facts(settings: BridgeSettings) -> Iterator[Fact]:
     """Yield what holds for all servers."""
     yield "listen", list(settings.listen) or ["nowhere"]
+    if settings.admin_listen is not None:
+        yield "admin", list(settings.admin_listen) or ["nowhere"]
     if settings.public_url is not None:
         yield "public URL", [settings.public_url]
     if settings.trusted_proxies:

@@ -22,7 +22,8 @@ from mcpbridge.auth.factory import scope_errors
 from mcpbridge.auth.named_tokens import LEAST_CHARACTERS, NamedTokens
 from mcpbridge.auth.oauth import make_issuer
 from mcpbridge.auth.secret_file import read_secret
-from mcpbridge.config.auth import Auth
+from mcpbridge.config.admin import read_admin_tokens
+from mcpbridge.config.auth import Auth, NamedToken
 from mcpbridge.config.oauth import origin_of
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import CERTIFICATE_FILE_BYTES
@@ -174,6 +175,11 @@ def bridge_troubles(settings: BridgeSettings) -> Iterator[Trouble]:
             why = _why_not_writable(os.path.dirname(path) or ".")
             if why is not None:
                 yield Trouble("audit_log", f"cannot be made in its directory: {why}")
+    tokens = {
+        name: NamedToken(sha256=each.sha256, file=each.file)
+        for name, each in read_admin_tokens(settings.admin_tokens).items()
+    }
+    yield from map(trouble_of, _token_errors(tokens, "admin_tokens"))
 
 
 def bridge_warnings(settings: BridgeSettings) -> Iterator[str]:
@@ -205,7 +211,7 @@ def auth_troubles(settings: BridgeSettings, server: ServerSettings) -> Iterator[
 
     for error in scope_errors("auth.scopes", auth.scopes):
         yield named("scopes", error)
-    for error in _token_errors(auth):
+    for error in _token_errors(auth.tokens, "auth.tokens"):
         yield named("tokens", error)
     for error in _issuer_errors(auth):
         yield named("oauth", error)
@@ -215,18 +221,18 @@ def auth_troubles(settings: BridgeSettings, server: ServerSettings) -> Iterator[
         yield named("authenticator", error)
 
 
-def _token_errors(auth: Auth) -> Iterator[SettingError]:
+def _token_errors(tokens: Mapping[str, NamedToken], setting: str) -> Iterator[SettingError]:
     found = False
-    for name, token in auth.tokens.items():
+    for name, token in tokens.items():
         if token.file is not None:
             try:
-                read_secret(token.file, f"auth.tokens.{name}.file", LEAST_CHARACTERS)
+                read_secret(token.file, f"{setting}.{name}.file", LEAST_CHARACTERS)
             except SettingError as error:
                 found = True
                 yield error
     if not found:
         try:
-            NamedTokens(auth.tokens)
+            NamedTokens(tokens, setting)
         except SettingError as error:
             yield error
 

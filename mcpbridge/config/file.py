@@ -311,7 +311,9 @@ class _Reader:
         if isinstance(bridge.get("admin_tokens"), Mapping):
             tokens = {"tokens": bridge["admin_tokens"]}
             bridge["admin_tokens"] = with_files(tokens, self._file.in_folder)["tokens"]
-        self._check_listeners(bridge)
+        self._check_listeners(bridge, "listen")
+        if bridge.get("admin_listen") not in (None, ("none",), ["none"]):
+            self._check_listeners(bridge, "admin_listen")
         where: Keys = ("bridge", "defaults")
         if not isinstance(defaults, dict):
             text = f"expected an object of server settings, got {kind_of(defaults)}"
@@ -322,11 +324,11 @@ class _Reader:
         # Some of them might contradict what a server sets.
         return bridge, values if len(self._fatal) == before else {}
 
-    def _check_listeners(self, bridge: dict[str, Any]) -> None:
+    def _check_listeners(self, bridge: dict[str, Any], setting: str) -> None:
         """Keep the listeners that can be opened, as far as is known before."""
         right = []
-        for at, description in enumerate(bridge.get("listen", ())):
-            keys = ("bridge", "listen", at)
+        for at, description in enumerate(bridge.get(setting, ())):
+            keys = ("bridge", setting, at)
             why = self._check_listen(description)
             if why is None:
                 right.append(description)
@@ -338,8 +340,8 @@ class _Reader:
                 f" {self._file.raw(keys)!r}: {why}"
             )
             self._fatal.append(Problem(keys, text))
-        if "listen" in bridge:
-            bridge["listen"] = right
+        if setting in bridge:
+            bridge[setting] = right
 
     def _own_settings(
         self, where: Keys, kind: type[Any], given: Mapping[str, Any], known: frozenset[str]

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from mcpbridge.audit_log import AuditLog, Transport
-from mcpbridge.auth.access import Access
 from mcpbridge.auth.failed_attempts import FailedAttempts, TooManyDelayed
 from mcpbridge.errors import Refused, Unauthorized
 from mcpbridge.processes.audited_calls import record_refusal
 from mcpbridge.web.client_addresses import access_of
 
+T = TypeVar("T")
 #: Returns the address of a request's client, or None.
 AddressOf = Callable[[Any], str | None]
 
@@ -86,9 +86,7 @@ class Delays:
         """Return the address whose share counts for a request; None if none does."""
         return self._share_of(request)
 
-    def admitted(
-        self, request: Any, admit: Callable[[], Access | Deferred[Access]]
-    ) -> Access | Deferred[Access]:
+    def admitted(self, request: Any, admit: Callable[[], T | Deferred[T]]) -> T | Deferred[T]:
         """
         Return what `admit` returns, and delay its refusal.
 
@@ -103,12 +101,12 @@ class Delays:
             found.addErrback(self._failed, request)
         return found
 
-    def _failed(self, failure: Failure, request: Any) -> Failure | Deferred[Access]:
+    def _failed(self, failure: Failure, request: Any) -> Failure | Deferred[Any]:
         if isinstance(failure.value, Unauthorized):
             return self._refused(request, failure.value)
         return failure
 
-    def _refused(self, request: Any, error: Unauthorized) -> Deferred[Access]:
+    def _refused(self, request: Any, error: Unauthorized) -> Deferred[Any]:
         """Return a Deferred that fails with the error; raise it where nothing is to be delayed."""
         seconds = 0.0
         if error.is_attempt and request.channel is not None:
@@ -119,6 +117,6 @@ class Delays:
                 raise error from None
         if not seconds:
             raise error
-        delayed: Deferred[Access] = Deferred(lambda _: call.cancel())
+        delayed: Deferred[Any] = Deferred(lambda _: call.cancel())
         call = self._clock.callLater(seconds, delayed.errback, error)
         return delayed

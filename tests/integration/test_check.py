@@ -513,6 +513,26 @@ def test_a_state_directory_that_cannot_be_used_is_a_warning(
     assert not (folder / "new").exists()
 
 
+def test_the_admin_listener_is_checked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = {"ann": {"sha256": "0" * 64}}
+    tcp = "tcp:9090:interface=127.0.0.1"
+    bridge = {"admin_listen": ["unix:/run/a.sock", tcp], "admin_tokens": tokens}
+    status, text = check(capsys, right(folder, bridge, a={"command": "cat"}))
+    assert (status, "unix:/run/a.sock" in text) == (0, True)
+    wrong = {"admin_listen": ["tcp", tcp], "admin_tokens": {"ann": {"file": "short"}}}
+    status, text = check(capsys, right(folder, wrong, a={"command": "cat"}))
+    assert (status, "bridge.admin_listen[0]: expected an endpoint description" in text) == (1, True)
+    wrong["admin_listen"] = [tcp]
+    status, text = check(capsys, right(folder, wrong, a={"command": "cat"}))
+    told = " ".join(text.split())
+    assert (status, "admin_tokens.ann.file: expected a file with one secret" in told) == (1, True)
+    assert "hush" not in text
+    status, text = check(capsys, right(folder, {"admin_listen": ["none"]}, a={"command": "cat"}))
+    assert status == 0, text
+    status, text = check(capsys, "--admin-listen", "tcp", right(folder, {}, a={"command": "cat"}))
+    assert (status, "--admin-listen (bridge.admin_listen): expected" in text) == (1, True)
+
+
 def test_a_report_for_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = right(
         folder, {}, a={"command": "cat"}, b={"command": "cat", "args": 1}, c={"disabled": True}

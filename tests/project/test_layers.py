@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "health": GROUND | {"processes", "server"},
     "web": GROUND
     | {"auth", "health", "mcp", "processes", "session", "stateless", "server", "tracing"},
-    "admin": GROUND | {"auth", "health", "processes", "server", "sliced_work", "web"},
+    "admin": GROUND | {"auth", "health", "processes", "server", "sliced_work", "stateless", "web"},
     "bridge": GROUND
     | {"auth", "extensions", "generation", "limits", "memory", "sliced_work", "stdio", "remote"}
     | {"health", "processes", "session", "server", "session_report", "web"}
@@ -85,7 +85,12 @@ ALLOWED: dict[str, set[str]] = {
     "token_command": {"auth"},
     "check_command": {"tap"},
     "schema_command": {"config"},
-    "script": {"check_command", "schema_command", "token_command"},
+    "admin_client": {"admin", "config", "errors", "stdio"},
+    "status_text": {"config"},
+    "status_command": {"admin_client", "config", "status_text"},
+    "control_commands": {"admin_client", "config"},
+    "script": {"check_command", "control_commands", "schema_command", "status_command"}
+    | {"token_command"},
     "demo": set(),
     "testing": {"errors", "interfaces"},
     "__init__": {"_version", "bridge", "config", "twisted_internals"},

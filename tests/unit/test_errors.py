@@ -41,6 +41,7 @@ TABLE = {
     "TooManyMcpSessions": (429, -32000, b"5"),
     "NotFound": (404, -32000, None),
     "UnknownSession": (404, -32001, None),
+    "Ambiguous": (409, -32000, None),
     "MethodNotAllowed": (405, -32000, None),
     "MessageTooLarge": (413, -32000, None),
     "TooComplex": (413, -32000, None),

@@ -23,7 +23,7 @@ from mcpbridge.config.changes import AT_START, NAMED_SERVERS, changes, without_r
 from mcpbridge.config.name_lists import read_name_lists
 from mcpbridge.config.settings import BridgeSettings, ServerSettings
 from mcpbridge.config.tuning import COMMIT_SECONDS, REMOVED_SECONDS
-from mcpbridge.errors import CannotListen, Exposed, SettingError
+from mcpbridge.errors import CannotListen, Exposed, NotSupported, SettingError, SettingErrors
 from mcpbridge.interfaces import ISessionLimiter
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import RETIRED
@@ -922,6 +922,27 @@ def test_command_has_no_file_to_read(tmp_path: Path) -> None:
     options.parseOptions(["x"])
     service: Any = makeService(options)
     assert service._reload() is False
+    with pytest.raises(NotSupported):
+        service.reload_file()
+
+
+def test_an_operator_has_the_file_read_again_as_sighup_does(
+    tmp_path: Path, log_lines: list[str]
+) -> None:
+    """And is told what has changed, or what is wrong."""
+    command = Command(tmp_path)
+    command.write({"a": {}, "b": {}})
+    assert command.service.reload_file() == "added b"
+    assert log_lines[-1] == f"reload: loaded {command.path}: added b"
+    command.write({"a": {"max_sessions": 0}, "b": {"max_sessions": 0}}, strict=True)
+    with pytest.raises(SettingErrors) as caught:
+        command.service.reload_file()
+    assert [line.partition("mcpServers.")[2][:14] for line in caught.value.lines] == [
+        "a.max_sessions",
+        "b.max_sessions",
+    ]
+    assert command.names == ["a", "b"]
+    assert command.service.counters.reloads == {"loaded": 1, "failed": 1}
 
 
 def test_defect_is_logged_and_the_bridge_goes_on(
