@@ -45,6 +45,15 @@ def main() -> None:
         from mcpbridge.schema_command import schema_command
 
         sys.exit(schema_command(sys.argv[2:]))
+    if sys.argv[1:2] == ["status"]:
+        from mcpbridge.status_command import status_command
+
+        sys.exit(status_command(sys.argv[2:]))
+    if sys.argv[1:2] in (["end"], ["reload"]):
+        from mcpbridge.control_commands import end_command, reload_command
+
+        command = end_command if sys.argv[1] == "end" else reload_command
+        sys.exit(command(sys.argv[2:]))
     options = ConsoleOptions()
     options.parseOptions(["--nodaemon", "--pidfile=", "mcpbridge", *sys.argv[1:]])
     runApp(options)

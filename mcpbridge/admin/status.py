@@ -26,11 +26,12 @@ from mcpbridge.admin.uses import USES, spares_of, state_of, use_of
 from mcpbridge.admin.view import BridgeView
 from mcpbridge.counters import Traffic, quantile
 from mcpbridge.errors import InternalError
+from mcpbridge.health import STATES
 from mcpbridge.jsonrpc.sliced_parser import Slices
 from mcpbridge.process_usage import Usage
 from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.failures import Failure as ServerFailure
-from mcpbridge.processes.server_state import Condition, ServerState
+from mcpbridge.processes.server_state import ServerState
 from mcpbridge.server import Server
 from mcpbridge.sliced_work import SlicedWork
 
@@ -40,16 +41,6 @@ STATUS_SESSIONS = 500
 FRESH_SECONDS = 0.5
 #: How many sessions are looked at in one slice of the work.
 SLICE_SESSIONS = 100
-
-#: The conditions of servers, as the document names them.
-STATES = {
-    Condition.READY: "ready",
-    Condition.UNUSED: "unused",
-    Condition.NOT_STARTED: "not started",
-    Condition.STARTING: "starting",
-    Condition.FAILING: "failing",
-    Condition.DRAINING: "draining",
-}
 
 #: When it was opened, a number that tells equal times apart, its server, and its use.
 _Listed = tuple[float, int, BackendSession, Server, str]

@@ -134,3 +134,15 @@ def test_the_log_goes_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     publisher = LogPublisher(script.console_observer())
     Logger("x", observer=publisher).warn("almost {what}", what="full")
     assert terminal.getvalue().endswith(" warning: almost full\n")
+
+
+@pytest.mark.parametrize("name", ["status", "end", "reload"])
+def test_a_command_for_a_running_bridge_starts_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "runApp", lambda options: pytest.fail("a bridge was started"))
+    monkeypatch.setattr("sys.argv", ["mcpbridge", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 0
+    assert f"Usage: mcpbridge {name}" in capsys.readouterr().out
