@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mcpbridge import BridgeSettings, ServerSettings
+from mcpbridge.admin.metric_families import FAMILIES
 from mcpbridge.config.config_file import Notice
 from mcpbridge.config.file import read_config
 from tests.real.parts import ROOT, beside_python, command, need
@@ -283,37 +284,8 @@ def test_the_manifests_know_the_image() -> None:
 # Prometheus and Grafana.
 
 #: The labels of each metric, without those of the target.
-METRICS: dict[str, set[str]] = {
-    "mcp_server_operation_duration_seconds": {
-        *("server", "mcp_method_name", "gen_ai_tool_name", "error_type"),
-    },
-    "mcp_server_session_duration_seconds": {"server"},
-    "mcpbridge_backend_spawn_seconds": {"server"},
-    "mcpbridge_backend_initialize_seconds": {"server"},
-    "mcpbridge_sessions_opened_total": {"server", "transport"},
-    "mcpbridge_sessions_closed_total": {"server", "reason"},
-    "mcpbridge_refusals_total": {"server", "cause"},
-    "mcpbridge_backend_exits_total": {"server", "status"},
-    "mcpbridge_backend_not_started_total": {"server"},
-    "mcpbridge_messages_total": {"server", "transport", "direction"},
-    "mcpbridge_message_bytes_total": {"server", "transport", "direction"},
-    "mcpbridge_reloads_total": {"result"},
-    "mcpbridge_sessions": {"server", "transport"},
-    "mcpbridge_sessions_limit": {"server"},
-    "mcpbridge_processes": {"server", "use"},
-    "mcpbridge_waiting_requests": {"server"},
-    "mcpbridge_server_ready": {"server"},
-    "mcpbridge_server_state": {"server", "state"},
-    "mcpbridge_connections": set(),
-    "mcpbridge_response_bytes": set(),
-    "mcpbridge_loop_lag_seconds": set(),
-    "mcpbridge_draining": set(),
-    "mcpbridge_backend_memory_bytes": {"server"},
-    "mcpbridge_backend_descriptors": {"server"},
-    "mcpbridge_backend_processes": {"server"},
-    "mcpbridge_build_info": {"version", "python", "twisted"},
-}
-HISTOGRAMS = {name for name in METRICS if re.search(r"_(duration|spawn|initialize)_seconds$", name)}
+METRICS = {each.name: set(each.labels) for each in FAMILIES}
+HISTOGRAMS = {each.name for each in FAMILIES if each.kind == "histogram"}
 #: Of prometheus_client's collector of the process, and of Prometheus itself.
 OTHERS = {
     *("process_cpu_seconds_total", "process_resident_memory_bytes", "process_start_time_seconds"),
