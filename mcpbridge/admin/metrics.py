@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
+from io import BytesIO
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from mcpbridge.sliced_work import SlicedWork
 from mcpbridge.web.content_negotiation import preferred
 
 #: How many lines are written without a pause; each takes some 20 µs.
-SLICE_LINES = 100
+SLICE_LINES = 60
 #: How many scrapes may wait for the one that is under way, in each format.
 WAITING_SCRAPES = 20
 
@@ -125,16 +126,19 @@ def _document(
     yield
     # The bridge's own process; that is a family for each of its numbers.
     process = load("prometheus_client.process_collector").ProcessCollector(registry=None)
-    written = [_written(generate, process.collect())]
+    # To join all parts at the end would take as long as several slices.
+    document = BytesIO()
+    document.write(_written(generate, process.collect()))
     for family in FAMILIES:
         yield
         first = True
         for part in _parts(family.points(numbers)):
             lines = _written(generate, [_metric(core, family, part)])
-            written.append(lines if first else _without_header(lines))
+            document.write(lines if first else _without_header(lines))
             first = False
             yield
-    return b"".join([*written, form.end])
+    document.write(form.end)
+    return document.getvalue()
 
 
 class _Collected(NamedTuple):
