@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mcpbridge.admin.view import BridgeView
 from mcpbridge.counters import ServerCounters, Traffic
+from mcpbridge.health import is_ready
 from mcpbridge.jsonrpc.sliced_parser import Slices
 from mcpbridge.process_usage import NO_USAGE, Usages
 from mcpbridge.processes.backend_session import BackendSession
@@ -71,6 +72,8 @@ class ServerNumbers:
         self._last = servers[-1]
         self.limit = self._last.settings.max_sessions
         self.condition: Condition = self._last.state().condition
+        #: True if a client that comes now may expect an answer.
+        self.is_ready = is_ready(self._last)
         counts = [process_counts(each) for each in servers]
         self.processes = ProcessCounts(*(sum(each) for each in zip(*counts, strict=True)))
         self.waiting = sum(waiting_count(each) for each in servers)
@@ -82,11 +85,6 @@ class ServerNumbers:
         self.traffic: dict[str, Traffic] = {}
         #: What the processes of all sessions use.
         self.usage = NO_USAGE
-
-    @property
-    def is_ready(self) -> bool:
-        """True if a client that comes now may expect an answer."""
-        return self.condition not in (Condition.FAILING, Condition.DRAINING)
 
 
 def read_servers(view: BridgeView, usages: Usages) -> Slices[list[ServerNumbers]]:

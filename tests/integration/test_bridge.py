@@ -19,7 +19,7 @@ import pytest_twisted
 import treq
 from twisted.application.service import Application, IService, IServiceCollection
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 from zope.interface.verify import verifyObject
@@ -186,7 +186,7 @@ def test_invalid_argument_is_a_setting_error() -> None:
 
 def test_bridge_is_a_service_of_an_application() -> None:
     """An existing Twisted application can embed it."""
-    bridge = Bridge(BridgeSettings(servers=(server(),), listen=()), object())
+    bridge = Bridge(BridgeSettings(servers=(server(),), listen=()), Clock())
     assert verifyObject(IService, bridge)
     application = Application("host")
     bridge.setServiceParent(IServiceCollection(application))
