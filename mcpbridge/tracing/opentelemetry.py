@@ -135,7 +135,7 @@ class OpenTelemetryTracer:
             if timer.active():
                 timer.cancel()
             if why:
-                self.log.warn("the last spans were not sent: {why}", why=why)
+                self.log.warn("the last spans were not sent: {reason}", reason=why)
             done.callback(None)
 
         def shut_down() -> None:
