@@ -563,6 +563,8 @@ class _Run(Bridge):
         """Read the file of the settings again; return what has changed, in one line."""
         if self._options.config is None:
             return super().reload_file()
+        if self.condition != "serving":
+            raise ShuttingDown("the bridge is shutting down, so its settings stay as they are")
         return self._load("reload")
 
     def _load(self, cause: str) -> str:
