@@ -597,9 +597,9 @@ class _Run(Bridge):
             for line in lines:
                 self.log.error("{line}", line=line)
             self.log.error(
-                "{cause}: {file} was not loaded, and nothing has changed; the errors are above,"
+                "{what}: {file} was not loaded, and nothing has changed; the errors are above,"
                 " and `mcpbridge check` shows them all",
-                cause=cause,
+                what=cause,
                 file=options.config,
             )
             raise SettingErrors(lines) from None
@@ -607,8 +607,8 @@ class _Run(Bridge):
             options.notices = before
             self.counters.reloads["failed"] += 1
             self.log.failure(
-                "{cause}: {file} could not be loaded; restart the bridge",
-                cause=cause,
+                "{what}: {file} could not be loaded; restart the bridge",
+                what=cause,
                 file=options.config,
             )
             raise InternalError.of_ours() from None
@@ -616,7 +616,7 @@ class _Run(Bridge):
         self._log_notices([each for each in options.notices if each not in known])
         changed = printable(changed)
         self.log.info(
-            "{cause}: loaded {file}: {changed}", cause=cause, file=options.config, changed=changed
+            "{what}: loaded {file}: {changed}", what=cause, file=options.config, changed=changed
         )
         return changed
 

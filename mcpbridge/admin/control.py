@@ -30,7 +30,9 @@ class Control:
         Raises `NotFound` and `Ambiguous`.
         """
         ended = self._view.end_session(ident, ENDED)
-        self.log.info("session {session} is ended by {who}", session=ended, who=operator.name)
+        self.log.info(
+            "session {session} is ended by {identity}", session=ended, identity=operator.name
+        )
         return ended
 
     def reload(self, operator: Operator) -> str:
@@ -39,5 +41,5 @@ class Control:
 
         Raises `SettingErrors`, `NotSupported` and `ShuttingDown`.
         """
-        self.log.info("{who} has the settings read again", who=operator.name)
+        self.log.info("{identity} has the settings read again", identity=operator.name)
         return self._view.reload_file()

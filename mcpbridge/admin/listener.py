@@ -90,8 +90,8 @@ class AdminListeners:
             except Exception as error:
                 self.log.warn(
                     "there is no admin socket, so `mcpbridge status` cannot reach this bridge:"
-                    " {why}",
-                    why=error if isinstance(error, BridgeError) else Failure().getErrorMessage(),
+                    " {reason}",
+                    reason=error if isinstance(error, BridgeError) else Failure().getErrorMessage(),
                 )
         for port in self._ports:
             self.log.info("admin listener at {address}", address=_shown(port))

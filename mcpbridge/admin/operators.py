@@ -100,10 +100,10 @@ class Operators:
         count = self._complaints.due()
         if count is not None:
             self.log.warn(
-                "a request to the admin listener was refused (from {address}): {why};"
+                "a request to the admin listener was refused (from {address}): {reason};"
                 " such requests since the last such line: {count}",
                 address=self._clients.address(request) or "an unknown address",
-                why=str(error),
+                reason=str(error),
                 count=count,
             )
 

@@ -192,6 +192,12 @@ class AdminSite(Site):
         self.connections = connections
         self.trusted = trusted
 
+    def startFactory(self) -> None:
+        """Start no clock for an access log: Twisted leaves it running if it cannot bind."""
+
+    def stopFactory(self) -> None:
+        """Do nothing: nothing was started."""
+
     def log(self, request: Any) -> None:
         """Log nothing: what operators do is logged by what does it."""
 

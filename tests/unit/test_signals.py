@@ -375,7 +375,7 @@ async def test_an_embedded_bridge_installs_no_handlers(running_reactor: Any) -> 
 async def test_handlers_are_installed_while_twistd_runs_the_bridge(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     server = {"command": "parrot", "launcher": "tests.thirdparty.ParrotLauncher"}
-    bridge = {"listen": [], "child_subreaper": False}
+    bridge = {"listen": [], "child_subreaper": False, "admin_listen": ["none"]}
     config.write_text(json.dumps({"mcpServers": {"a": server}, "bridge": bridge}))
     options = Options()
     options.parseOptions(["--config", str(config)])
