@@ -22,7 +22,7 @@ OTHERS = """
     containers count dropped ended engine era error file files filter hint hosts host ident issuer
     limit line lost left messages_in messages_out missing mode most note origin path pause pid
     problem processes rate refused report seconds sessions setting signal size state stderr text
-    timeout times url used waiting warning what which
+    timeout times url used waiting warning what when which
 """
 
 
