@@ -113,6 +113,8 @@ nitpick_ignore_regex = [
     (r"py:class", r"mcpbridge\.config\..*|EnvironmentRule|NameLists|ResourceLimits"),
     # What an application sees of a server is its place in `Bridge.servers`.
     (r"py:class", r"mcpbridge\.server\.Server"),
+    # The admin listener is its reader.
+    (r"py:class", r"mcpbridge\.process_usage\.Usages?"),
 ]
 
 # HTML.
