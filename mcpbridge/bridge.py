@@ -72,7 +72,7 @@ from mcpbridge.stdio.launcher import LocalLauncher
 from mcpbridge.stdio.local_processes import LocalProcesses
 from mcpbridge.stdio.state_file import candidates, open_state_directory
 from mcpbridge.timers import Timer
-from mcpbridge.tracing.tracing import Tracing
+from mcpbridge.tracing.tracing import FLUSH_SECONDS, Tracing
 from mcpbridge.twisted_internals import keep_open_for_others
 from mcpbridge.web.listeners import AcceptErrors, make_endpoint, stop_listening
 from mcpbridge.web.urls import exposed, index_urls, served_urls
@@ -645,7 +645,8 @@ class Bridge(Service):
         if self._audit is not None:
             self._audit.start()
         if self._tracing is not None:
-            self._tracing.start()
+            # A wrong variable of OpenTelemetry is no reason not to serve.
+            guarded(self.log, "beginning to record spans", self._tracing.start)
         if self._admin is not None:
             self._admin.start()
         for url in self.urls():
@@ -797,7 +798,8 @@ class Bridge(Service):
     def longest_stop(self) -> float:
         """Return the most seconds that `stopService` takes."""
         # Connections are closed while sessions end; the watchdog ends after that.
-        return self._longest_end() + self._local.longest_stop
+        flush = 0.0 if self._tracing is None else FLUSH_SECONDS
+        return self._longest_end() + flush + self._local.longest_stop
 
     def _longest_end(self) -> float:
         """Return the most seconds that the end of all sessions takes."""

@@ -191,7 +191,7 @@ class ServerCounters:
 
     def exited(self, status: str | None) -> None:
         """Count the end of a process, by its status as `IBackend` tells it."""
-        if status is None or _STATUS.fullmatch(status) is None:
+        if not isinstance(status, str) or _STATUS.fullmatch(status) is None:
             status = "other"
         self.exits[status] += 1
 

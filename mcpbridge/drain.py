@@ -15,16 +15,19 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from mcpbridge.guard import guarded
+from mcpbridge.processes.endings import Stopped
 from mcpbridge.server import Server
 from mcpbridge.timers import Timer
 
 #: How often to look whether requests are finished, and how often to log those that are left.
 LOOK_SECONDS = 0.1
 REPORT_SECONDS = 5.0
+#: How long to wait for answers to requests that were cancelled, of which most never come.
+CANCELLED_SECONDS = 2.0
 #: How many servers a line in the log names.
 NAMED_SERVERS = 5
 #: Why a session ends that has no request to answer.
-ENDED = "the bridge is shutting down"
+ENDED = Stopped("the bridge is shutting down")
 
 
 class Connections(Protocol):
@@ -56,6 +59,8 @@ class Drain:
         servers: Callable[[], Sequence[Server]],
         connections: Callable[[], Connections | None],
     ) -> None:
+        self._clock = clock
+        self._doubt_until = 0.0
         self._servers = servers
         self._connections = connections
         self._look_timer = Timer(clock)
@@ -71,6 +76,7 @@ class Drain:
         for server in self._servers():
             guarded(self.log, "refusing new requests", server.drain)
         self._end_timer.start(timeout, self._time_up, timeout)
+        self._doubt_until = self._clock.seconds() + CANCELLED_SECONDS
         self._report_timer.start(REPORT_SECONDS, self._report)
         self._look()
 
@@ -112,6 +118,8 @@ class Drain:
         busy: set[str] = set()
         running = 0
         for server in self._servers():
+            if self._clock.seconds() >= self._doubt_until:
+                guarded(self.log, "giving up cancelled requests", server.give_up_cancelled)
             guarded(self.log, "ending idle sessions", server.end_idle, ENDED)
             busy.update(server.busy_sessions())
             running += server.running

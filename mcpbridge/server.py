@@ -896,6 +896,12 @@ class Server:
             if not _requests_of(session):
                 guarded(self.log, "ending a session", session.life.end, why)
 
+    def give_up_cancelled(self) -> None:
+        """Do not wait for the answers to requests any longer that were cancelled."""
+        for session in self.sessions.values():
+            if session.requests is not None:
+                session.requests.give_up_cancelled()
+
     def kill(self) -> None:
         """Kill the processes of all sessions, which are being stopped, at once."""
         for session in list(self.unclosed):

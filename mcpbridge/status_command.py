@@ -77,6 +77,10 @@ def status_command(arguments: Sequence[str]) -> int:
         return FAILED
     except BrokenPipeError:
         return _reader_left()
+    except (AttributeError, KeyError, TypeError, ValueError):
+        text = "what answers at this socket is no mcpbridge, or one of another version"
+        print(f"mcpbridge status: {text}", file=sys.stderr)
+        return FAILED
     return FAILING if is_failing(document) else FINE
 
 

@@ -56,8 +56,21 @@ class Cell(NamedTuple):
     colour: str | None = None
 
 
+def _readable(found: Any) -> Any:
+    """Return a part of a document without control characters."""
+    if isinstance(found, str):
+        return printable(found)
+    if isinstance(found, Mapping):
+        return {printable(str(key)): _readable(each) for key, each in found.items()}
+    if isinstance(found, list):
+        return [_readable(each) for each in found]
+    return found
+
+
 def status_lines(document: Document, style: Style) -> Iterator[str]:
     """Yield the lines of a status document, none wider than the terminal."""
+    # Whoever answers at the socket need not be a bridge.
+    document = _readable(document)
     yield from _head(document, style)
     yield ""
     yield from _table(_SERVER_COLUMNS, [_server(each) for each in document["servers"]], style)

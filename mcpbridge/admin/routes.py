@@ -108,6 +108,7 @@ class AdminResource(Resource):
 
     def render(self, request: Any) -> Any:
         """Answer a request."""
+        request.responseHeaders.removeHeader(b"server")
         for name, value in _HEADERS:
             request.setHeader(name, value)
         answering = Deferred.fromCoroutine(self._answer(request))

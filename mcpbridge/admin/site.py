@@ -27,9 +27,12 @@ from mcpbridge.timers import Timer
 ADMIN_CONNECTIONS = 32
 #: The largest body of a request, in bytes.  None is needed.
 ADMIN_BODY_BYTES = 4096
-#: For so long a connection may be idle, and a request may take to arrive, in seconds.
-ADMIN_IDLE_SECONDS = 60
+#: How long a request may take to arrive, in seconds.
 ADMIN_REQUEST_SECONDS = 15.0
+#: How many more there may be on UNIX sockets, so that others cannot keep its user out.
+ADMIN_RESERVED = 8
+#: How long a client may take to read a response that is complete, in seconds.
+ADMIN_READ_SECONDS = 30.0
 #: How long connections may take to close when the bridge stops.
 ADMIN_CLOSE_SECONDS = 1.0
 
@@ -76,12 +79,19 @@ class AdminRequest(Request):
 
 
 class AdminChannel(HTTPChannel):
-    """A connection, on which each request has to arrive in `ADMIN_REQUEST_SECONDS`."""
+    """
+    A connection for one request, which has to arrive in `ADMIN_REQUEST_SECONDS`, and whose
+    response has to be read in `ADMIN_READ_SECONDS`.
+
+    Twisted reads requests on while responses wait to be read, without a bound.
+    """
 
     site: Any
     #: True once a request of it was admitted.
     admitted = False
     _arrival: Timer | None = None
+    #: True once all of its request is there.
+    _complete = False
 
     def connectionMade(self) -> None:
         """Begin to wait for a request, if there may be another connection."""
@@ -92,12 +102,31 @@ class AdminChannel(HTTPChannel):
         else:
             self.abort()
 
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        """Serve no second request."""
+        request.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        return False
+
+    def requestDone(self, request: Any) -> None:
+        """Wait until the response is read."""
+        if self._arrival is not None:
+            self._arrival.start(ADMIN_READ_SECONDS, self.abort)
+        super().requestDone(request)
+
     def abort(self) -> None:
         """Close the connection at once."""
-        self.forceAbortClient()
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what belongs to the request, and nothing that comes after it."""
+        if not self._complete:
+            super().dataReceived(data)
 
     def allContentReceived(self) -> None:
         """Stop the wait: the request is complete."""
+        self._complete = True
         if self._arrival is not None:
             self._arrival.stop()
         super().allContentReceived()
@@ -132,7 +161,8 @@ class AdminConnections:
 
     def admit(self, channel: Any) -> bool:
         """Count a connection; return False if there are too many, and none gives way."""
-        if len(self._channels) >= ADMIN_CONNECTIONS:
+        most = ADMIN_CONNECTIONS + (ADMIN_RESERVED if channel.site.trusted else 0)
+        if len(self._channels) >= most:
             oldest = next((each for each in self._channels if not each.admitted), None)
             if oldest is None:
                 return False
@@ -182,7 +212,7 @@ class AdminSite(Site):
         super().__init__(
             resource,
             requestFactory=AdminRequest,
-            timeout=ADMIN_IDLE_SECONDS,
+            timeout=None,
             reactor=reactor,
             parsePOSTFormSubmission=False,
         )

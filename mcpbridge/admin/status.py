@@ -8,6 +8,7 @@ have their short ids, and there are neither command lines nor settings.
 from __future__ import annotations
 
 import heapq
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -93,8 +94,12 @@ class Status:
     async def _make(self) -> bytes:
         usage = await self._view.usage()
         found = await self._work.do(self._collect(usage))
-        # Reasons are texts of a class of their own.
-        return msgspec.json.encode(found, enc_hook=str)
+        try:
+            # Reasons are texts of a class of their own.
+            return msgspec.json.encode(found, enc_hook=str)
+        except UnicodeEncodeError:
+            # One text that cannot be encoded is not to hide all that there is to see.
+            return json.dumps(found, default=str).encode("ascii")
 
     def _tell(self, document: bytes) -> None:
         self._made, self._made_at = document, self._clock.seconds()

@@ -122,10 +122,10 @@ def _fields(event: LogEvent) -> dict[str, Any] | None:
             break
         if name in _OMITTED or name.startswith("log_"):
             continue
-        if type(value) is str:
+        if isinstance(value, str):
             # Neither an empty text, nor one that is all of the message.
             if value and value != text:
-                fields[name] = _cut(value, LOG_FIELD_CHARS)
+                fields[name] = _cut(str(value), LOG_FIELD_CHARS)
         elif value is None or type(value) in (bool, int, float):
             fields[name] = value
     if failure is not None:

@@ -402,7 +402,7 @@ class BackendSession:
         if self.refusing and asks(line, envelope):
             raise ShuttingDown("the bridge is shutting down")
         requests = self.requests
-        asked = 0 if requests is None else requests.posted(line, envelope)
+        asked = 0 if requests is None else requests.posted(line, envelope, count)
         digests = None if digest is None else [digest]
         measured = self.measured
         later = measured is not None and measured.begin(line, envelope, digest)

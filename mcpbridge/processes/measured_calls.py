@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -174,11 +175,12 @@ class MeasuredSession:
         the names of a large message.  Return True if `sent` is to be called once it has passed.
         """
         if envelope is None:
-            for element in split_batch(line) or ():
+            # A large batch was read in slices, and would take long to read again.
+            for element in split_batch(line) or () if len(line) <= LARGE_BYTES else ():
                 found = peek(element) or peek_again(element)
                 if found is not None:
                     self.begin(element, found)
-            return True
+            return len(line) <= LARGE_BYTES
         ident = envelope.id
         operation = self._by_method.get(envelope.method)
         waiting = self.waiting
@@ -214,7 +216,11 @@ class MeasuredSession:
     def not_sent(self, line: bytes, envelope: Envelope | None) -> None:
         """Forget the requests of a message, or of a batch, that was refused."""
         if envelope is not None:
-            if envelope.id is not _UNSET and self.waiting.pop(envelope.id, None) is None:
+            if not envelope.is_request:
+                # The id of an answer is one of the server.
+                return
+            ident: Any = envelope.id
+            if self.waiting.pop(ident, None) is None:
                 operation = self._by_method.get(envelope.method)
                 if operation is not None and operation.untimed:
                     operation.untimed -= 1
@@ -404,4 +410,6 @@ def client_text(info: msgspec.Raw | None) -> str:
     """Return `NAME VERSION` of a `clientInfo`, as far as it says so."""
     given = members_of(info)
     texts = (string_of(given.get(each)) for each in ("name", "version"))
-    return " ".join(each for each in texts if each)[:CLIENT_TEXT_CHARS]
+    text = " ".join(each for each in texts if each)[:CLIENT_TEXT_CHARS]
+    # A lone surrogate cannot be encoded, and would spoil whatever shows the text.
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -307,6 +307,9 @@ class StartCheck:
         if why is None:
             self._tries = 0
             self._backoff.succeeded()
+        elif self._stopped or self._starter.stopping:
+            # The bridge has ended the process, and not the process itself.
+            return
         elif self._gave_way:
             self._wanted = self._wanted or doubted
             self.look()

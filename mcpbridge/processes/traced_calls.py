@@ -13,7 +13,15 @@ from collections.abc import Sequence
 import msgspec
 
 from mcpbridge.config.tuning import TRACED_CALLS
-from mcpbridge.jsonrpc.envelope import Envelope, JsonRpcId, cancelled_id, named_param, peek_again
+from mcpbridge.jsonrpc.envelope import (
+    Envelope,
+    JsonRpcId,
+    cancelled_id,
+    named_param,
+    peek,
+    peek_again,
+    split_batch,
+)
 from mcpbridge.jsonrpc.ids import other_spelling
 from mcpbridge.jsonrpc.members import changed
 from mcpbridge.jsonrpc.oversized import peek_at_server
@@ -88,13 +96,22 @@ class TracedSession:
         """Note messages for the client, among which may be answers."""
         for line in lines:
             envelope = peek_at_server(line) or peek_again(line)
-            if envelope is None or not envelope.is_response:
+            if envelope is not None:
+                self._answered(line, envelope)
                 continue
-            ident = _id(envelope)
-            if ident not in self.waiting:
-                other = other_spelling(ident)
-                ident = other if isinstance(other, (str, int)) else ident
-            self.end(ident, error_in(line) or "")
+            for element in split_batch(line) or ():
+                found = peek(element) or peek_again(element)
+                if found is not None:
+                    self._answered(element, found)
+
+    def _answered(self, line: bytes, envelope: Envelope) -> None:
+        if not envelope.is_response:
+            return
+        ident = _id(envelope)
+        if ident not in self.waiting:
+            other = other_spelling(ident)
+            ident = other if isinstance(other, (str, int)) else ident
+        self.end(ident, error_in(line) or "")
 
     def end(self, ident: JsonRpcId, error: str) -> None:
         """End the spans of a request."""

@@ -35,10 +35,7 @@ from twisted.logger import Logger
 
 from mcpbridge._version import __version__
 from mcpbridge.mcp.trace_context import TraceContext
-from mcpbridge.tracing.tracing import Attributes, Span
-
-#: How long the last spans may take to be sent when the bridge stops, in seconds.
-FLUSH_SECONDS = 3.0
+from mcpbridge.tracing.tracing import FLUSH_SECONDS, Attributes, Span
 
 _KINDS = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT, "internal": SpanKind.INTERNAL}
 

@@ -15,8 +15,13 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
+from mcpbridge.config.tuning import CLIENT_TEXT_CHARS
+from mcpbridge.counters import OTHER
+from mcpbridge.mcp.operations import CLIENT_METHODS
 from mcpbridge.mcp.trace_context import TraceContext, context_in, read_traceparent
 
+#: How long the last spans may take to be sent when the bridge stops, in seconds.
+FLUSH_SECONDS = 3.0
 #: The parent of a request that has none.
 ROOT = TraceContext(0, 0, sampled=True)
 #: Returns the `traceparent` of the HTTP request that is being served, if it has one.
@@ -156,9 +161,11 @@ class Tracing:
         tracer = self._tracer
         if tracer is None:
             return None
+        # Clients invent neither names of spans nor texts that cannot be sent.
+        name = method = method if method in CLIENT_METHODS else OTHER
         given: dict[str, str | int] = {"mcp.method.name": method, **attributes}
-        name = method
-        if target is not None and method in ("tools/call", "prompts/get"):
+        if target is not None and method in _TARGETS:
+            target = _sendable(target)
             name = f"{method} {target}"
             given[_TARGETS[method]] = target
         if method == "tools/call":
@@ -187,5 +194,12 @@ _TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name
 
 
 def text_attribute(value: Any) -> str | int:
-    """Return an id as the value of an attribute."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    """Return an id as the value of an attribute: a number of 64 bits, or a text."""
+    if type(value) is int and -(1 << 63) <= value < 1 << 63:
+        return value
+    return _sendable(str(value))
+
+
+def _sendable(text: str) -> str:
+    """Cut a text of a client, and replace lone surrogates, which cannot be encoded."""
+    return text[:CLIENT_TEXT_CHARS].encode("utf-8", "replace").decode("utf-8")

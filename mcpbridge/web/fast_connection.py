@@ -96,7 +96,7 @@ class FastConnection(BridgeConnection):
         """Answer a request here if it is a fast one; others as `BridgeConnection`."""
         head = received.head
         request = self._last_request
-        if head.cache_key is not self._last_key or (
+        if (head.cache_key is not self._last_key or self.leaving) or (
             request is not None
             and request.access is not ANYBODY
             and request.access.fresh_until <= self.site.clock.seconds()

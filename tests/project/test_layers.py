@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"auth", "tracing", "generation", "sliced_work", "mcp", "processes", "session", "stateless"},
     "limits": GROUND | {"processes"},
     "session_report": {"processes", "server"},
-    "drain": GROUND | {"server"},
+    "drain": GROUND | {"processes", "server"},
     "health": GROUND | {"processes", "server"},
     "web": GROUND
     | {"auth", "health", "mcp", "processes", "session", "stateless", "server", "tracing"},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from mcpbridge.drain import LOOK_SECONDS, NAMED_SERVERS, REPORT_SECONDS, Drain
+from mcpbridge.drain import CANCELLED_SECONDS, LOOK_SECONDS, NAMED_SERVERS, REPORT_SECONDS, Drain
 from mcpbridge.errors import ShuttingDown
 from mcpbridge.web.site import QUIET_SECONDS
 from tests.unit.test_reload import NOTE, Place, make, server, settings_of
@@ -85,6 +85,23 @@ def test_request_of_a_session_is_finished(make: Any, way: str) -> None:
     assert draining.wait(LOOK_SECONDS)
     [backend] = place.launcher.backends
     assert backend.events == ["stop"]
+
+
+def test_cancelled_request_of_http_sse_is_not_waited_for_long(make: Any) -> None:
+    """Most servers do not answer it; and the session counts as ended by the stop."""
+    place = make(server("a"))
+    _, path = place.stream("a")
+    for body in (
+        CALL,
+        b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}',
+    ):
+        client = place.connect()
+        client.send("POST", path, body)
+        assert client.status() == 202
+    draining = Draining(place)
+    assert not draining.wait(CANCELLED_SECONDS - 2 * LOOK_SECONDS)
+    assert draining.wait(1)
+    assert place.bridge.servers[0].counters.sessions_closed == {"shutdown": 1}
 
 
 @each_way

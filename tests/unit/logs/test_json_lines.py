@@ -21,6 +21,7 @@ from mcpbridge.config.tuning import (
     LOG_TRACEBACK_CHARS,
 )
 from mcpbridge.logs.json_lines import component_of, json_line, rfc3339
+from mcpbridge.processes.endings import Idle
 from tests.leftovers import PUBLISHER
 
 CALM = {"log_level": LogLevel.info, "log_namespace": "mcpbridge.web.site.BridgeSite"}
@@ -65,6 +66,11 @@ def test_line_has_the_time_the_level_the_component_the_message_and_the_events_fi
         '"message":"session 4f8a6bb6 of \'a\': x 2","session":"4f8a6bb6","server":"a","times":2,'
         '"seconds":1.5,"final":true,"port":null}\n'
     )
+
+
+def test_a_reason_is_a_text_like_any_other() -> None:
+    found = read({**CALM, "log_format": "closed: {reason}", "reason": Idle("idle for 3 s")})
+    assert found["reason"] == "idle for 3 s"
 
 
 def test_text_that_is_all_of_the_message_is_not_repeated() -> None:

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpbridge.jsonrpc.envelope import peek, read_message
-from mcpbridge.mcp.open_requests import CANCELLED_IDS, OpenRequests, asks, is_plain_answer
+from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
+from mcpbridge.mcp.open_requests import (
+    _ID_BYTES,
+    CANCELLED_IDS,
+    LAST_ANSWERS,
+    OpenRequests,
+    asks,
+    is_plain_answer,
+)
 
 
 def line_of(message: Any) -> bytes:
@@ -95,13 +103,22 @@ def test_only_what_is_no_answer_is_returned() -> None:
 def test_batches_count_each_message() -> None:
     requests = OpenRequests()
     batch = b"[" + b",".join([request(1), request(2), cancel(1), b"5", answer(7)]) + b"]"
-    assert requests.posted(batch, None) == 2
+    assert requests.posted(batch, None, 5) == 2
     assert len(requests) == 2
     requests.taken(batch, None)
-    assert len(requests) == 1
     requests.sent(b"[" + answer(1) + b"," + answer(2) + b"," + request(3) + b"]")
     assert len(requests) == 0
     assert requests.posted(b"[", None) == 0
+
+
+def test_of_a_large_batch_each_message_counts() -> None:
+    """It was read in slices, so that nobody has to wait, and is not read again."""
+    requests = OpenRequests()
+    batch = b"[" + request("x" * LARGE_BYTES) + b"," + cancel(1) + b"]"
+    assert requests.posted(batch, None, 2) == 2
+    requests.taken(batch, None)
+    requests.give_up_cancelled()
+    assert len(requests) == 2
 
 
 def test_what_did_not_reach_the_server_counts_no_more() -> None:
@@ -110,9 +127,11 @@ def test_what_did_not_reach_the_server_counts_no_more() -> None:
     assert len(requests) == 0
 
 
-def test_a_cancelled_request_is_not_waited_for() -> None:
+def test_a_cancelled_request_is_given_up_in_the_end() -> None:
     requests = OpenRequests()
-    post(requests, request(1), request(2), cancel(1), cancel(None))
+    post(requests, request(1), request(2), cancel(1), cancel(1), cancel(None))
+    assert len(requests) == 2
+    requests.give_up_cancelled()
     assert len(requests) == 1
     requests.sent(answer(2))
     assert len(requests) == 0
@@ -123,34 +142,50 @@ def test_the_answer_to_a_cancelled_request_may_come_nevertheless(ident: Any) -> 
     requests = OpenRequests()
     post(requests, request(1), request(2), request(3), cancel(1))
     requests.sent(answer(ident))
+    requests.give_up_cancelled()
     assert len(requests) == 2
-    requests.sent(answer(2))
+
+
+@pytest.mark.parametrize("ident", [1, "a", 1.5])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_request_that_is_answered_cannot_be_cancelled_any_more(ident: Any, turned: bool) -> None:
+    """So the other one, which runs, is waited for."""
+    requests = OpenRequests()
+    post(requests, request(ident), request(2))
+    line = line_of({"result": {}, "jsonrpc": "2.0", "id": ident}) if turned else answer(ident)
+    requests.sent(line)
+    post(requests, cancel(ident))
+    requests.give_up_cancelled()
     assert len(requests) == 1
-    requests.sent(answer(3))
+
+
+def test_so_many_answers_are_remembered() -> None:
+    requests = OpenRequests()
+    post(requests, *(request(number) for number in range(LAST_ANSWERS + 2)))
+    for number in range(LAST_ANSWERS + 1):
+        requests.sent(answer(number))
+    post(requests, cancel(1))
+    requests.give_up_cancelled()
+    assert len(requests) == 1
+    post(requests, cancel(0))
+    requests.give_up_cancelled()
     assert len(requests) == 0
 
 
-def test_a_request_that_is_answered_cannot_be_cancelled_any_more() -> None:
-    """Once nothing is open, what was cancelled too late is forgotten."""
+def test_an_error_without_an_id_answers_nothing() -> None:
     requests = OpenRequests()
     post(requests, request(1))
-    requests.sent(answer(1))
-    post(requests, cancel(1), request(2))
-    assert len(requests) == 1
-    post(requests, cancel(1))
-    requests.sent(answer(2))
-    assert len(requests) == 0
-    post(requests, request(3))
+    requests.sent(line_of({"jsonrpc": "2.0", "id": None, "error": {"code": 1, "message": ""}}))
     assert len(requests) == 1
 
 
-def test_only_so_many_cancelled_requests_are_remembered() -> None:
+def test_of_many_cancelled_requests_the_first_are_given_up() -> None:
     requests = OpenRequests()
     for number in range(CANCELLED_IDS + 5):
-        post(requests, request(number))
-    for number in range(CANCELLED_IDS + 5):
-        post(requests, cancel(number))
-    assert len(requests) == 5
+        post(requests, request(number), cancel(number))
+    assert len(requests) == CANCELLED_IDS
+    requests.give_up_cancelled()
+    assert len(requests) == 0
 
 
 @pytest.mark.parametrize(
@@ -184,3 +219,4 @@ def test_it_is_never_below_none(steps: list[tuple[int, str]]) -> None:
     for ident in open_ids:
         requests.sent(answer(ident))
     assert len(requests) == 0
+    assert len(answer(5)) < _ID_BYTES

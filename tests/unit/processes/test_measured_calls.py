@@ -18,7 +18,7 @@ from mcpbridge.config.tuning import (
 )
 from mcpbridge.counters import OTHER, Operation, ServerCounters
 from mcpbridge.errors import ServerBusy
-from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.jsonrpc.envelope import peek, read_message
 from mcpbridge.jsonrpc.parsed_message import parse_message
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import ModernRequest, read_request
@@ -348,6 +348,32 @@ def test_the_client_says_who_it_is() -> None:
     assert place.session.client_name == "a 2"
     place.ask(request(3, "initialize", clientInfo=5))
     assert place.session.client_name == ""
+
+
+def test_a_name_of_a_client_can_be_encoded() -> None:
+    """Otherwise one client could spoil whatever shows the names of all."""
+    place = Place()
+    line = json.dumps({"jsonrpc": "2.0", **request(1, "initialize")}).encode()
+    line = line.replace(b"{}", b'{"clientInfo":{"name":"a\\ud800b"}}')
+    place.session.begin(*read_message(line))
+    assert place.session.client_name == "a?b"
+
+
+def test_an_answer_that_was_refused_is_about_no_request_of_the_client() -> None:
+    place = Place()
+    place.ask(request(1))
+    line = json.dumps(result(1)).encode()
+    place.session.not_sent(line, peek(line))
+    place.answer(result(1))
+    assert place.ends == {("tools/call", ""): {"": 1}}
+
+
+def test_a_large_batch_is_not_measured() -> None:
+    """It was read in slices, so that nobody has to wait, and is not read again."""
+    place = Place()
+    large = {"jsonrpc": "2.0", **request(1, x="y" * LARGE_BYTES)}
+    assert not place.session.begin(json.dumps([large]).encode(), None)
+    assert place.ends == {}
 
 
 def test_names_in_a_large_message_are_read_from_its_digest() -> None:

@@ -15,8 +15,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from twisted.internet.task import Clock
 
 from mcpbridge.mcp.trace_context import TraceContext
-from mcpbridge.tracing.opentelemetry import FLUSH_SECONDS, OpenTelemetryTracer
-from mcpbridge.tracing.tracing import Tracing
+from mcpbridge.tracing.opentelemetry import OpenTelemetryTracer
+from mcpbridge.tracing.tracing import FLUSH_SECONDS, Tracing
 
 PARENT = TraceContext(7, 8, sampled=True, state="a=1")
 

@@ -9,8 +9,8 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
-from mcpbridge.config.tuning import TRACED_CALLS
-from mcpbridge.jsonrpc.envelope import peek
+from mcpbridge.config.tuning import CLIENT_TEXT_CHARS, TRACED_CALLS
+from mcpbridge.jsonrpc.envelope import peek, read_message
 from mcpbridge.jsonrpc.parsed_message import parse_message
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import ModernRequest, read_request
@@ -86,8 +86,7 @@ class Place:
 
     def ask(self, ident: Any = 1, method: str = "tools/call", **params: Any) -> dict[str, Any]:
         """Have the client send a request; return what passes."""
-        line = request(ident, method, **params)
-        envelope = peek(line)
+        line, envelope = read_message(request(ident, method, **params))
         assert envelope is not None
         passed = self.session.begin(line, envelope)
         self.session.sent(passed, envelope)
@@ -272,9 +271,28 @@ def test_a_large_message_passes_as_it_is() -> None:
     assert place.spans[2].name == "tools/call b"
 
 
+def test_what_clients_invent_can_be_sent() -> None:
+    """One span that cannot be encoded would take all that are sent with it along."""
+    place = Place()
+    place.ask(1, "evil/\ud800")
+    place.ask(2, "tools/call", name="a\ud800" + "b" * 1000)
+    assert place.spans[0].name == "_OTHER"
+    assert place.spans[0].given["attributes"]["mcp.method.name"] == "_OTHER"
+    name = "tools/call a?" + "b" * (CLIENT_TEXT_CHARS - 2)
+    assert place.spans[2].name == name
+
+
+def test_an_answer_in_a_batch_ends_its_spans() -> None:
+    place = Place()
+    place.ask(1)
+    answers = [{"jsonrpc": "2.0", "id": 1, "result": {}}, 5, {"jsonrpc": "2.0", "method": "x"}]
+    place.session.answered([json.dumps(answers).encode(), b"["])
+    assert place.spans[0].ended == [""]
+
+
 def test_ids_are_attributes_as_they_are_or_as_text() -> None:
     place = Place()
-    for ident, shown in ((5, 5), ("x", "x"), (1.5, "1.5")):
+    for ident, shown in ((5, 5), ("x", "x"), (1.5, "1.5"), (1 << 63, str(1 << 63))):
         place.ask(ident)
         assert place.spans[-1].given["attributes"]["jsonrpc.request.id"] == shown
 
