@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -313,3 +314,14 @@ def test_the_version_is_in_one_place() -> None:
     namespace: dict[str, str] = {}
     exec((ROOT / "mcpbridge" / "_version.py").read_text(), namespace)
     assert importlib.metadata.version("mcpbridge") == namespace["__version__"]
+
+
+def test_every_package_is_named() -> None:
+    """Here at once, and not only when an installation is tried out."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    named = settings["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(each.parent.relative_to(ROOT).parts)
+        for each in (ROOT / "mcpbridge").rglob("__init__.py")
+    }
+    assert found <= set(named)
