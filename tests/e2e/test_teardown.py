@@ -384,15 +384,18 @@ def test_permit_returns_only_when_the_tree_is_gone(tmp_path: Path) -> None:
 
 def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
     """The sessions end in every way."""
-    # Some end so early that the bridge looks whether their server can be started at all.
-    with serving(config=config(tmp_path, start_timeout=1)) as bridge:
+    with serving(config=config(tmp_path)) as bridge:
 
         def cycle() -> None:
             for base in ("/scattered", "/stubborn", "/respawning"):
                 for leave in LEAVE:
                     leave(open_ready(bridge, base))
             for method in ("exit", "crash", "close stdin", "close stdout"):
-                bridge.open_sse("/obey").send_message(request(method, status=1))
+                stream = bridge.open_sse("/obey")
+                # One that says nothing before it ends makes the bridge look whether its server
+                # can be started at all.
+                stream.round_trip(request("x"))
+                stream.send_message(request(method, status=1))
             for _ in range(3):
                 bridge.open_sse("/gated").reset()
             assert bridge.get_sse("/nothing/sse").status == 404
@@ -404,7 +407,7 @@ def test_sessions_leave_no_process_and_no_descriptor(tmp_path: Path) -> None:
             cycle()
         # The bridge may not have noticed yet that the last connections are closed.
         wait_until(lambda: bridge.count_descriptors() <= before)
-        wait_until(lambda: not bridge.backend_processes())
+        assert not bridge.backend_processes()
         assert bridge.log.count("' opened") == bridge.log.count(CLOSED) == 4 * 16
 
 
