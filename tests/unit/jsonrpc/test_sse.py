@@ -139,3 +139,8 @@ def test_a_comment_is_not_an_event() -> None:
     """What keeps a connection alive is a line that clients ignore."""
     assert sse.comment().startswith(b":")
     assert sse.comment().endswith(b"\n\n")
+
+
+def test_a_client_is_told_when_it_may_come_back() -> None:
+    """It is no event: there is no data (HTML, "Interpreting an event stream")."""
+    assert sse.retry_field(1500) == b"retry: 1500\n\n"

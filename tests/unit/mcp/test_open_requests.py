@@ -220,3 +220,14 @@ def test_it_is_never_below_none(steps: list[tuple[int, str]]) -> None:
         requests.sent(answer(ident))
     assert len(requests) == 0
     assert len(answer(5)) < _ID_BYTES
+
+
+def test_other_messages_cancel_nothing() -> None:
+    requests = OpenRequests()
+    post(requests, request("a"), request("b"))
+    post(requests, line_of({"jsonrpc": "2.0", "method": "notifications/initialized"}))
+    post(requests, cancel("a"))
+    # An id that has no other spelling.
+    requests.sent(answer("b"))
+    requests.give_up_cancelled()
+    assert len(requests) == 0
