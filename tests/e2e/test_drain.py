@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from tests.e2e.harness import (
+    NEVER,
     TIMEOUT,
     Bridge,
     backend,
@@ -275,7 +276,7 @@ def test_requests_in_flight_are_answered_or_have_not_begun(
 ) -> None:
     begun = written(tmp_path)
     with serving(
-        *("--drain-timeout", "20", "--concurrency", "80"),
+        *("--drain-timeout", NEVER, "--concurrency", "80"),
         command=backend("delayed", era, begun, 0.1),
     ) as bridge:
         bridge.descendants()
@@ -297,7 +298,7 @@ def test_what_waits_for_its_client_is_finished(tmp_path: Path) -> None:
     """Its answers still pass on the connections that there are; new requests do not."""
     begun = written(tmp_path)
     command = backend("delayed", "legacy", begun, 0)
-    with serving("--drain-timeout", "20", command=command) as bridge:
+    with serving("--drain-timeout", NEVER, command=command) as bridge:
 
         async def talk() -> None:
             post = await mcp_session(bridge.port)
@@ -505,7 +506,7 @@ def test_the_service_manager_is_told(tmp_path: Path, *, abstract: bool) -> None:
 
         environment = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "200000"}
         with serving(
-            "--drain-timeout", "20", config=config, listen=(), environment=environment
+            "--drain-timeout", NEVER, config=config, listen=(), environment=environment
         ) as bridge:
             ready = told()
             assert (ready["READY"], ready["MAINPID"]) == ("1", str(bridge.process.pid))
@@ -537,7 +538,7 @@ def test_requests_of_2026_that_wait_are_refused(tmp_path: Path) -> None:
     """They have not begun."""
     begun = written(tmp_path)
     command = backend("delayed", "modern", begun, 0)
-    limits = ("--concurrency", "1", "--max-sessions", "1", "--drain-timeout", "20")
+    limits = ("--concurrency", "1", "--max-sessions", "1", "--drain-timeout", NEVER)
     with serving(*limits, command=command) as bridge:
         bridge.descendants()
         first = send(bridge.port, "", "tools/call", name="say", arguments={"word": "hang"})

@@ -10,11 +10,11 @@ import json
 import sys
 import threading
 import time
-from collections import deque
+from queue import SimpleQueue
 from typing import Any
 
 era, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-waiting: deque[tuple[float, Any]] = deque()
+waiting: SimpleQueue[tuple[float, Any]] = SimpleQueue()
 asked: dict[str, Any] = {}
 lock = threading.Lock()
 
@@ -40,12 +40,11 @@ def answer(message: Any) -> None:
 
 
 def answer_in_time() -> None:
-    """Answer the calls that have waited long enough."""
+    """Answer the calls that have waited long enough, which is in the order in which they came."""
     while True:
-        if waiting and waiting[0][0] <= time.monotonic():
-            answer(waiting.popleft()[1])
-        else:
-            time.sleep(0.005)
+        due, message = waiting.get()
+        time.sleep(max(0.0, due - time.monotonic()))
+        answer(message)
 
 
 def handle(message: Any) -> None:
@@ -62,7 +61,7 @@ def handle(message: Any) -> None:
             asked["question"] = message
             write(id="question", method="roots/list")
         elif word != "hang":
-            waiting.append((time.monotonic() + seconds, message))
+            waiting.put((time.monotonic() + seconds, message))
     elif method == "tools/list":
         write(id=ident, result=result(tools=[{"name": "say", "inputSchema": {"type": "object"}}]))
     elif method == "initialize" and era == "legacy":
