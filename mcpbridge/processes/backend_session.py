@@ -410,10 +410,10 @@ class BackendSession:
             line = self.traced.begin(line, envelope, digest)
         try:
             if self.audited is None:
-                self.post_to_backend([line], [envelope], count, digests)
+                dropped = self.post_to_backend([line], [envelope], count, digests)
             else:
                 post = partial(self.post_to_backend, [line], [envelope], count, digests)
-                self.audited.post([line], [envelope], digests, post, address)
+                dropped = self.audited.post([line], [envelope], digests, post, address)
         except BaseException:
             if requests is not None:
                 requests.undo(asked)
@@ -425,6 +425,9 @@ class BackendSession:
         if count != 1:
             # A batch is one line.
             self.messages_in += count - 1
+        if dropped:
+            # The server has got no cancellation.
+            return
         if requests is not None and (envelope is None or not asked):
             requests.taken(digest or line, envelope)
         if later and measured is not None:

@@ -222,7 +222,9 @@ class StreamableSession:
                     traced.not_sent(envelope)
             raise
         if later or traced is not None:
-            for line, envelope in zip(digests or lines, envelopes, strict=True):
+            # A cancellation that was dropped is none: the server has not got it.
+            both = enumerate(zip(digests or lines, envelopes, strict=True))
+            for line, envelope in (each for number, each in both if number not in dropped):
                 if measured is not None:
                     measured.sent(line, envelope)
                 if traced is not None:

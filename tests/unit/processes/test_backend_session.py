@@ -24,6 +24,7 @@ from mcpbridge.config.tuning import (
     STDERR_TAIL_LINES,
     UNREAD_BYTES_PER_SECOND,
 )
+from mcpbridge.counters import ServerCounters
 from mcpbridge.errors import (
     BackendBusy,
     BackendFailed,
@@ -46,9 +47,11 @@ from mcpbridge.interfaces import (
 )
 from mcpbridge.jsonrpc.envelope import read_message
 from mcpbridge.jsonrpc.malformed_output import Lost
+from mcpbridge.mcp.open_requests import OpenRequests
 from mcpbridge.processes.backend_faults import LOST_KEPT, LOST_SECONDS, SHOWN_CHARS
 from mcpbridge.processes.backend_session import LABEL_CHARS, BackendSession
 from mcpbridge.processes.caller import Caller
+from mcpbridge.processes.measured_calls import MeasuredSession, Measures
 from mcpbridge.processes.message_filters import MAX_FILTERED_BATCH, MessageFilters
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.throttle import WINDOW_SECONDS
@@ -450,6 +453,21 @@ def test_a_refused_message_without_an_answer_is_dropped_and_counted() -> None:
     made.post(b'{"jsonrpc":"2.0","method":"request"}')
     made.clock.advance(0)
     assert (made.backend.sent, made.stream.lines, made.session.refused) == ([], [], 1)
+
+
+def test_a_refused_cancellation_cancels_nothing_for_those_who_count() -> None:
+    """The server has not got it, and goes on with the request."""
+    counters = ServerCounters("cat")
+    made = Made(filters=[Filter()], requests=OpenRequests())
+    made.session.measured = MeasuredSession(Measures(counters, made.clock.seconds))
+    made.post(CALL)
+    params = '{"requestId":1}'
+    made.post(f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'.encode())
+    assert made.backend.sent == [CALL]
+    assert made.session.requests is not None
+    made.session.requests.give_up_cancelled()
+    assert len(made.session.requests) == 1
+    assert len(made.session.measured) == 1
 
 
 def test_a_refused_answer_of_the_client_is_an_error_for_the_backend() -> None:
