@@ -157,7 +157,7 @@ class Bridge(Service):
         self._tracing = self._make_tracing() if settings.tracing else None
         #: What has happened at all servers, and at none of them.
         self.counters = BridgeCounters()
-        #: `serving`, or `stopping` once it is told to stop.
+        #: `serving`, `draining` or `stopping`.
         self.condition = "serving"
         #: Whether it and its servers are ready.
         self.health = BridgeHealth(lambda: self.servers, lambda: self.condition, self._clock)
@@ -222,7 +222,7 @@ class Bridge(Service):
             ) from None
         return Tracing(self.settings.trace_ratio, self._clock, OpenTelemetryTracer)
 
-    # What it uses: `admin.view.BridgeView`.
+    # What operators see: `admin.view.BridgeView`.
 
     @property
     def connection_count(self) -> int:
@@ -569,7 +569,7 @@ class Bridge(Service):
         if logged == REPORTED_LINES:
             self._report_timer.start(0, self._log_lines, lines)
 
-    # For operators: BridgeView.
+    # What operators do: the rest of `BridgeView`.
 
     def _make_admin(self, admin_socket: bool) -> Any:
         """Make the admin listeners; return None where there are to be none."""

@@ -30,9 +30,7 @@ class Control:
         Raises `NotFound` and `Ambiguous`.
         """
         ended = self._view.end_session(ident, ENDED)
-        self.log.info(
-            "session {session} is ended by {identity}", session=ended, identity=operator.name
-        )
+        self.log.info("{identity} ends session {session}", session=ended, identity=operator.name)
         return ended
 
     def reload(self, operator: Operator) -> str:
@@ -41,5 +39,5 @@ class Control:
 
         Raises `SettingErrors`, `NotSupported` and `ShuttingDown`.
         """
-        self.log.info("{identity} has the settings read again", identity=operator.name)
+        self.log.info("{identity} reloads the settings", identity=operator.name)
         return self._view.reload_file()

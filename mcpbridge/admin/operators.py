@@ -35,7 +35,7 @@ class Operator(NamedTuple):
 
 
 #: Whoever can open a UNIX socket that only the bridge's user can open.
-OF_SOCKET = Operator("the admin socket", CONTROL)
+OF_SOCKET = Operator("an operator at the admin socket", CONTROL)
 
 
 class Operators:

@@ -52,11 +52,6 @@ def process_counts(server: Server) -> ProcessCounts:
     return ProcessCounts(session, exclusive, concurrent, warm, starting, ending)
 
 
-def waiting_count(server: Server) -> int:
-    """Return how many requests of 2026-07-28 wait for a process."""
-    return sum(each.stateless.waiting_count for each in server.generations)
-
-
 class ServerNumbers:
     """
     All numbers of the servers of one name.
@@ -76,7 +71,7 @@ class ServerNumbers:
         self.is_ready = is_ready(self._last)
         counts = [process_counts(each) for each in servers]
         self.processes = ProcessCounts(*(sum(each) for each in zip(*counts, strict=True)))
-        self.waiting = sum(waiting_count(each) for each in servers)
+        self.waiting = sum(each.waiting for each in servers)
         self.live = {
             "sse": sum(len(each.sessions) for each in servers),
             "streamable-http": sum(len(each.streamable) for each in servers),

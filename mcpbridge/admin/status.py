@@ -10,8 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from time import time
 from typing import Any
@@ -23,7 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mcpbridge._version import __version__
-from mcpbridge.admin.uses import USES, spares_of, state_of, use_of
+from mcpbridge.admin.server_numbers import process_counts
+from mcpbridge.admin.uses import spares_of, state_of, use_of
 from mcpbridge.admin.view import BridgeView
 from mcpbridge.counters import Traffic, quantile
 from mcpbridge.errors import InternalError
@@ -34,6 +34,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.failures import Failure as ServerFailure
 from mcpbridge.processes.server_state import ServerState
 from mcpbridge.server import Server
+from mcpbridge.shared_work import SharedWork
 from mcpbridge.sliced_work import SlicedWork
 
 #: How many sessions a document lists, the oldest first.
@@ -67,9 +68,7 @@ class Status:
         self._work = SlicedWork(clock)
         self._made: bytes | None = None
         self._made_at = 0.0
-        self._making = False
-        #: Those who wait for the document that is being made: no more than connections.
-        self._waiting: list[Deferred[bytes]] = []
+        self._making = SharedWork(self._begin)
 
     def start(self) -> None:
         """Note that the bridge has started now."""
@@ -79,17 +78,13 @@ class Status:
         """Return a Deferred of the document, in UTF-8.  It fails with `InternalError`."""
         if self._made is not None and self._clock.seconds() - self._made_at < FRESH_SECONDS:
             return succeed(self._made)
-        waiting: Deferred[bytes] = Deferred(self._give_up)
-        self._waiting.append(waiting)
-        if not self._making:
-            self._making = True
-            making = Deferred.fromCoroutine(self._make())
-            making.addCallbacks(self._tell, self._failed)
+        # No more than connections.
+        waiting = self._making.wait()
+        self._making.run()
         return waiting
 
-    def _give_up(self, waiting: Deferred[bytes]) -> None:
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
+    def _begin(self) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(self._make()).addCallbacks(self._keep, self._failed)
 
     async def _make(self) -> bytes:
         usage = await self._view.usage()
@@ -101,21 +96,13 @@ class Status:
             # One text that cannot be encoded is not to hide all that there is to see.
             return json.dumps(found, default=str).encode("ascii")
 
-    def _tell(self, document: bytes) -> None:
+    def _keep(self, document: bytes) -> bytes:
         self._made, self._made_at = document, self._clock.seconds()
-        for each in self._over():
-            each.callback(document)
+        return document
 
-    def _failed(self, failure: Failure) -> None:
+    def _failed(self, failure: Failure) -> Failure:
         self.log.failure("the status could not be found out", failure)
-        for each in self._over():
-            each.errback(InternalError.of_ours())
-
-    def _over(self) -> Iterator[Deferred[bytes]]:
-        self._making = False
-        waiting, self._waiting = self._waiting, []
-        # What one of them does may make another give up.
-        return (each for each in waiting if not each.called)
+        return Failure(InternalError.of_ours())
 
     # What it says.
 
@@ -149,18 +136,14 @@ class Status:
 
     def _server(self, server: Server, oldest: _Oldest) -> Slices[dict[str, Any]]:
         spares = spares_of(server)
-        processes = Counter(dict.fromkeys(USES, 0))
-        processes["starting"] = sum(len(pool.launching) for pool in server.pools)
         # Sessions end meanwhile, which does not change a copy.
         total = Traffic()
         for number, session in enumerate(list(server.unclosed)):
             if number % SLICE_SESSIONS == 0:
                 yield
-            use = use_of(server, session, spares)
-            processes[use] += 1
             if session.transport:
                 total.add(session)
-            oldest.add(session, server, use)
+            oldest.add(session, server, use_of(server, session, spares))
         yield
         counters = server.counters
         for each in counters.traffic.values():
@@ -182,7 +165,7 @@ class Status:
                 "opened": sum(counters.sessions_opened.values()),
                 "limit": server.settings.max_sessions,
             },
-            "processes": dict(processes),
+            "processes": process_counts(server)._asdict(),
             "waiting": server.waiting,
             "requests": sum(each.count for each in answered) + errors,
             "errors": errors,

@@ -13,9 +13,6 @@ from mcpbridge.server import Server
 from mcpbridge.stateless.concurrent_worker import ConcurrentWorker
 from mcpbridge.stateless.exclusive_worker import ExclusiveWorker
 
-#: What processes are used for; a process that is being launched counts as `starting`.
-USES = ("session", "exclusive", "concurrent", "warm", "starting", "ending")
-
 
 def spares_of(server: Server) -> set[BackendSession]:
     """Return the processes that a server keeps ready."""

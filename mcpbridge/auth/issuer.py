@@ -37,11 +37,11 @@ from mcpbridge.auth.keys import Keys, VerificationKey, read_keys
 from mcpbridge.auth.outbound import Answer, Fetcher, OutboundError
 from mcpbridge.auth.question_queue import QuestionQueue
 from mcpbridge.auth.shared_places import SharedPlaces
-from mcpbridge.auth.shared_work import SharedWork
 from mcpbridge.config.auth import OAuth
 from mcpbridge.config.oauth import origin_of
 from mcpbridge.errors import AuthenticationUnavailable, InvalidToken
 from mcpbridge.rate_limited_log import RateLimitedLog, times
+from mcpbridge.shared_work import SharedWork
 from mcpbridge.timers import Timer
 
 #: How long keys are used, unless the issuer says so within these bounds (`max-age`).

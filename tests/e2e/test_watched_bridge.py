@@ -87,7 +87,7 @@ def test_a_session_appears_moves_and_is_ended(tmp_path: Path) -> None:
         page.wait_for(f"!{shown}.includes({json.dumps(ident)})")
         stream.read_remaining_messages()
         wait_until(lambda: len(bridge.backend_processes()) < before)
-        bridge.wait_for_log(f"session {ident} is ended by ann")
+        bridge.wait_for_log(f"ann ends session {ident}")
         bridge.wait_for_log(f"session {ident} of 'tools' closed", "an operator ended it")
         requests = [each for each in page.requests if not each.startswith("data:")]
         assert all(each.startswith(admin_of(bridge)) for each in requests)

@@ -234,7 +234,7 @@ def test_a_session_is_ended_by_the_beginning_of_its_id(world: World, log_lines: 
     assert (response.status, response.json) == (200, {"ended": session.label})
     assert not session.receiving
     assert isinstance(session.reason, EndedByOperator)
-    assert f"session {session.label} is ended by ann" in log_lines
+    assert f"ann ends session {session.label}" in log_lines
     assert world.post(target).status == 404
 
 
@@ -277,7 +277,7 @@ def test_a_reload_tells_what_has_changed(world: World, log_lines: list[str]) -> 
     world.bridge.reload_file = lambda: "changed: a"  # type: ignore[method-assign]
     response = world.post("/reload", token=MASTER[0])
     assert (response.status, response.json) == (200, {"changed": "changed: a"})
-    assert "ann has the settings read again" in log_lines
+    assert "ann reloads the settings" in log_lines
 
 
 def test_a_wrong_file_tells_all_errors(world: World) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from mcpbridge.admin.server_numbers import ProcessCounts
 from mcpbridge.admin.status import FRESH_SECONDS, SLICE_SESSIONS, STATUS_SESSIONS, Status
-from mcpbridge.admin.uses import USES
 from mcpbridge.config.settings import ServerSettings
 from mcpbridge.errors import CannotStart, InternalError
 from mcpbridge.process_usage import Usage
@@ -59,7 +59,7 @@ def test_it_says_what_an_operator_asks_for() -> None:
     [server] = found["servers"]
     assert (server["name"], server["state"], server["why"]) == ("a", "ready", "")
     assert server["sessions"] == {"live": 1, "opened": 1, "limit": 100}
-    assert server["processes"] == {**dict.fromkeys(USES, 0), "session": 1}
+    assert server["processes"] == {**dict.fromkeys(ProcessCounts._fields, 0), "session": 1}
     assert (server["requests"], server["errors"], server["waiting"]) == (2, 1, 0)
     assert server["messages"]["in"] == 6
     assert server["messages"]["bytes_out"] == len(ANSWER)
