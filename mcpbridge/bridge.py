@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -74,7 +74,7 @@ from mcpbridge.stdio.state_file import candidates, open_state_directory
 from mcpbridge.timers import Timer
 from mcpbridge.tracing.tracing import FLUSH_SECONDS, Tracing
 from mcpbridge.twisted_internals import keep_open_for_others
-from mcpbridge.web.listeners import AcceptErrors, make_endpoint, stop_listening
+from mcpbridge.web.listeners import AcceptErrors, close_port, make_endpoint, stop_listening
 from mcpbridge.web.urls import exposed, index_urls, served_urls
 
 #: A page whose host name is rebound to this machine's address has the same origin as the
@@ -389,7 +389,7 @@ class Bridge(Service):
                 if made.extensions is not None:
                     self._local.exclude(made.extensions.launcher)
             for _, port in ports:
-                maybeDeferred(port.stopListening).addErrback(self._not_closed)
+                close_port(port).addErrback(self._not_closed)
             raise
         present = {each.base_uri for each in settings.servers}
         removed = [

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -403,6 +404,49 @@ def adopt_unix_port(reactor: Any, descriptor: int, factory: IProtocolFactory) ->
     port.startListening()
     listening: IListeningPort = port
     return listening
+
+
+def remove_unix_path(port: IListeningPort) -> None:
+    """
+    Remove the path of a UNIX listener that is about to close, and its lock; do nothing for any
+    other listener.
+
+    Twisted does the same, and never closes the listener where that fails, as after somebody
+    else has removed one of them.
+    """
+    own: Any = port
+    if not isinstance(port, unix.Port) or own._bindPath[:1] == b"\0":
+        return
+    path, own._bindPath = own._bindPath, b"\0" + own._bindPath
+    lock, own.lockFile = own.lockFile, None
+    if lock is not None and _is_of_another(os.fsencode(lock.name)):
+        # Somebody has removed both, and another bridge listens there now.
+        return
+    for each in (path,) if lock is None else (path, lock.name):
+        with suppress(OSError):
+            os.unlink(each)
+
+
+def _is_of_another(lock: bytes) -> bool:
+    """
+    Tell whether a lock is that of another process which lives.
+
+    A process that has become a daemon finds the pid of its parent, which is gone.
+    """
+    try:
+        pid = int(os.readlink(lock))
+    except (OSError, ValueError):
+        return False
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It is another user's.
+        pass
+    return True
 
 
 # Processes: twisted.internet.process.

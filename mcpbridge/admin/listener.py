@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,7 +25,7 @@ from mcpbridge.admin.view import BridgeView
 from mcpbridge.config.tuning import BACKLOG
 from mcpbridge.errors import BridgeError, CannotListen
 from mcpbridge.guard import guarded
-from mcpbridge.web.listeners import make_endpoint
+from mcpbridge.web.listeners import close_port, make_endpoint
 from mcpbridge.web.urls import exposed
 
 #: What `admin_listen` says where there is to be no admin listener.
@@ -146,19 +146,8 @@ class AdminListeners:
 
     def _close_ports(self) -> Deferred[Any]:
         ports, self._ports = self._ports, []
-        path, self.path = self.path, None
-        if path is not None:
-            guarded(self.log, "removing the admin socket", _ensure, path)
-        return DeferredList([maybeDeferred(x.stopListening) for x in ports], consumeErrors=True)
-
-
-def _ensure(path: str) -> None:
-    """
-    Put a file in the place of a socket that somebody has removed: Twisted removes it, and
-    would not close the listener without.
-    """
-    if not os.path.lexists(path):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        self.path = None
+        return DeferredList([close_port(each) for each in ports], consumeErrors=True)
 
 
 def _shown(port: IListeningPort) -> str:

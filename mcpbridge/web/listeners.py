@@ -34,6 +34,7 @@ from mcpbridge.twisted_internals import (
     adopt_unix_port,
     inherited_descriptors,
     log_port_to,
+    remove_unix_path,
 )
 
 #: The options of `https:` that TCP does not have.
@@ -76,13 +77,19 @@ def make_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
 
 def stop_listening(description: str, port: IListeningPort) -> Deferred[Any]:
     """
-    Stop to accept connections, so that nobody who has connected gets a reset.
+    Stop accepting connections, so that nobody who has connected gets a reset.
 
     What waits at a socket of the bridge's own is accepted first.  What waits at an inherited
     one is left to whoever accepts there next.
     """
     if not description.startswith(_INHERITED):
         accept_waiting(port, BACKLOG)
+    return close_port(port)
+
+
+def close_port(port: IListeningPort) -> Deferred[Any]:
+    """Stop accepting connections; fires once the listener is closed."""
+    remove_unix_path(port)
     return maybeDeferred(port.stopListening)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -55,6 +56,44 @@ async def test_a_socket_that_somebody_removes_keeps_no_bridge_from_stopping(
     (tmp_path / "state" / f"admin-{os.getpid()}.sock").unlink()
     await bridge.stopService()
     assert not list((tmp_path / "state").glob("admin*"))
+
+
+@pytest.mark.parametrize("setting", ["listen", "admin_listen"])
+@pytest.mark.parametrize("gone", ["socket", "socket.lock", "whole folder"])
+@pytest_twisted.ensureDeferred
+async def test_what_somebody_removes_of_a_unix_listener_keeps_no_bridge_from_stopping(
+    tmp_path: Path, running_reactor: Any, log_lines: list[str], setting: str, gone: str
+) -> None:
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    given: dict[str, Any] = {setting: (f"unix:{folder}/socket:lockfile=1",)}
+    bridge = bridge_of(running_reactor, **given)
+    bridge.startService()
+    assert sorted(each.name for each in folder.iterdir()) == ["socket", "socket.lock"]
+    if gone == "whole folder":
+        shutil.rmtree(folder)
+    else:
+        (folder / gone).unlink()
+    await bridge.stopService()
+    assert not folder.exists() or not list(folder.iterdir())
+    assert not [line for line in log_lines if "was not closed" in line]
+
+
+@pytest.mark.parametrize("setting", ["listen", "admin_listen"])
+@pytest_twisted.ensureDeferred
+async def test_a_path_that_another_process_has_taken_stays(
+    tmp_path: Path, running_reactor: Any, setting: str
+) -> None:
+    path, lock = tmp_path / "socket", tmp_path / "socket.lock"
+    given: dict[str, Any] = {setting: (f"unix:{path}",)}
+    bridge = bridge_of(running_reactor, **given)
+    bridge.startService()
+    path.unlink()
+    path.touch()
+    lock.unlink()
+    lock.symlink_to(str(os.getppid()))
+    await bridge.stopService()
+    assert sorted(os.listdir(tmp_path)) == ["socket", "socket.lock"]
 
 
 @pytest_twisted.ensureDeferred
