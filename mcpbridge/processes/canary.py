@@ -23,8 +23,9 @@ class Canary:
     got a result since the last time: that proves as much, and costs no process.
 
     The first time comes at random within the first interval, so that the servers of a bridge
-    take turns.  `results` returns how many requests of clients have got a result, and `jitter`
-    a number from 0 to 1.
+    take turns.  `results` returns how many requests of clients have got a
+    result, or None while processes with older settings may answer, and `jitter` a number from 0
+    to 1.
     """
 
     def __init__(
@@ -32,14 +33,14 @@ class Canary:
         settings: ServerSettings,
         clock: IReactorTime,
         check: Callable[[], object],
-        results: Callable[[], int],
+        results: Callable[[], int | None],
         jitter: Callable[[], float] = random,
     ) -> None:
         self._interval = settings.canary_interval
         self._check = check
         self._results = results
         self._jitter = jitter
-        self._seen = 0
+        self._seen: int | None = None
         self._timer = Timer(clock)
 
     def start(self) -> None:
@@ -56,5 +57,5 @@ class Canary:
         pause = self._interval * (1 - CANARY_JITTER * self._jitter())
         self._timer.start(pause, self._due)
         before, self._seen = self._seen, self._results()
-        if self._seen == before:
+        if before is None or self._seen is None or self._seen == before:
             self._check()

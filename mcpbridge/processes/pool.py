@@ -160,7 +160,7 @@ class ProcessPool:
         self.spares = SpareProcesses(settings, clock, self.backoff, self)
         self.unattended = UnattendedStarts(settings, clock, self.backoff)
         self.check = StartCheck(settings, clock, self.backoff, self, check_request)
-        self.canary = Canary(settings, clock, self.check.try_now, self.counters.results, jitter)
+        self.canary = Canary(settings, clock, self.check.try_now, self._results, jitter)
 
     # For those who need a process.
 
@@ -263,6 +263,11 @@ class ProcessPool:
     def note_failed_start(self, session: BackendSession, why: str) -> None:
         """Have operators see that a process was of no use, and why."""
         self.failures.start_failed(session, why, gone=session not in self.unclosed)
+
+    def _results(self) -> int | None:
+        """Return how many requests have got a result; None if that says nothing of this pool."""
+        # Counters are the server's, and processes of older settings may go on for long.
+        return self.counters.results() if self._siblings == [self] else None
 
     def has_pending_change(self) -> bool:
         """Return whether a process is about to end or to start; who waits is told of either."""

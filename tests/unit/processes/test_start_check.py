@@ -472,6 +472,23 @@ def test_the_canary_trusts_the_answers_of_clients() -> None:
     assert clock.getDelayedCalls() == []
 
 
+def test_the_canary_trusts_no_answers_that_may_be_of_older_processes() -> None:
+    clock, results, checks = Clock(), list[int | None]([5]), list[float]()
+    canary = Canary(
+        ServerSettings(command="x", canary_interval=100.0),
+        clock,
+        lambda: checks.append(clock.seconds()),
+        lambda: results[-1],
+        jitter=lambda: 0.0,
+    )
+    canary.start()
+    for found in (None, None, 7, 9):
+        results.append(found)
+        clock.advance(0 if not checks else 100)
+    assert checks == [0, 100, 200]
+    canary.stop()
+
+
 def test_a_pool_that_is_retired_or_has_no_canary_checks_nothing() -> None:
     for interval in (0.0, 10.0):
         world = World(Choosy, limit=2, canary_interval=interval)
