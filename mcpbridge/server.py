@@ -652,6 +652,7 @@ class Server:
             pool.spares,
             self._clock.seconds(),
             answered=era.known.info is not None or era.legacy is not None or era.modern is not None,
+            ended=pool.has_ended,
             cannot_start=pool.cannot_start,
             stopping=pool.stopping or self.removed,
         )

@@ -121,6 +121,8 @@ class ProcessPool:
         #: All processes of which something is left, whoever uses them.
         self.unclosed: set[BackendSession] = set()
         self.launching: set[Deferred[Any]] = set()
+        #: True once a process has ended.
+        self.has_ended = False
         #: True once no process is started any more.
         self.stopping = False
         #: True once the server has another pool for those who come.
@@ -433,6 +435,7 @@ class ProcessPool:
 
     def _closed(self, session: BackendSession) -> None:
         self.unclosed.discard(session)
+        self.has_ended = True
         self.counters.closed(session.transport, session)
         self.counters.exited(session.backend.exit_status)
         guarded(self.log, "telling of a failure", self._log_failure, session)

@@ -23,8 +23,10 @@ class Condition(Enum):
     READY = "ready"
     #: Processes that are kept ready run, and no client has used one yet.
     UNUSED = "kept ready"
-    #: Nobody has needed a process yet, or none has answered while it ran.
+    #: Nobody has needed a process yet.
     NOT_STARTED = "not started yet"
+    #: No process is running, and none answered before it ended.
+    NOT_RUNNING = "not running"
     #: Processes run, and none has answered yet.
     STARTING = "starting"
     #: The last start failed.
@@ -57,6 +59,9 @@ class ServerState(NamedTuple):
 
 _TEXTS = {
     Condition.NOT_STARTED: "the first client starts it",
+    Condition.NOT_RUNNING: (
+        "no process is running, and none answered before it ended; the next client starts one"
+    ),
     Condition.UNUSED: "no client has used a process yet",
     Condition.STARTING: "no process has answered yet",
     Condition.DRAINING: "running sessions go on, and no new ones begin",
@@ -70,13 +75,14 @@ def state_of(
     now: float,
     *,
     answered: bool = False,
+    ended: bool = False,
     cannot_start: tuple[float, str] | None = None,
     stopping: bool = False,
 ) -> ServerState:
     """
     Return the state of a server with these processes, of which `spares` are kept ready;
     `cannot_start` is since when, and why, the system starts none.  `answered` is True if one
-    has ever answered.
+    has ever answered, and `ended` if one has run and is gone.
 
     A spare process is silent until it is used, so that all there is to say of it is that it has
     lived for `SETTLED_SECONDS`.
@@ -91,11 +97,15 @@ def state_of(
         return ServerState(Condition.FAILING, since, why)
     if answered:
         return ServerState(Condition.READY)
-    return _of_silent(processes, spares, now)
+    return _of_silent(processes, spares, now, ended=ended)
 
 
 def _of_silent(
-    processes: Iterable[BackendSession], spares: Iterable[BackendSession], now: float
+    processes: Iterable[BackendSession],
+    spares: Iterable[BackendSession],
+    now: float,
+    *,
+    ended: bool,
 ) -> ServerState:
     """Return the state of a server of which no process has answered before."""
     first: float | None = None
@@ -107,5 +117,5 @@ def _of_silent(
     if any(now - each.opened_at >= SETTLED_SECONDS for each in spares):
         return ServerState(Condition.UNUSED)
     if first is None:
-        return ServerState(Condition.NOT_STARTED)
+        return ServerState(Condition.NOT_RUNNING if ended else Condition.NOT_STARTED)
     return ServerState(Condition.STARTING, first)

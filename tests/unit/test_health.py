@@ -266,5 +266,5 @@ def test_details_tell_when_a_request_was_answered() -> None:
 
 def test_states_have_the_names_of_the_status_document() -> None:
     assert set(STATES.values()) == {
-        *("ready", "unused", "not started", "starting", "failing", "draining")
+        *("ready", "unused", "not started", "not running", "starting", "failing", "draining")
     }

@@ -27,6 +27,7 @@ from mcpbridge.errors import CannotListen, Exposed, NotSupported, SettingError, 
 from mcpbridge.interfaces import ISessionLimiter
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.pool import RETIRED
+from mcpbridge.processes.server_state import Condition
 from mcpbridge.server import NOT_ADMITTED, REMOVED
 from mcpbridge.tap import Options, makeService
 from mcpbridge.testing import FakeBackend
@@ -1210,3 +1211,21 @@ def test_subscription_of_a_client_who_is_not_admitted_any_more_ends_at_once(make
 def test_internal_constants_have_names_of_their_own() -> None:
     names = re.findall(r"(?m)^([A-Z][A-Z0-9_]*)(?::[^=]*)? = ", Path(tuning.__file__).read_text())
     assert len(names) == len(set(names))
+
+
+def test_the_state_of_a_server_is_that_of_its_present_processes(make: Any) -> None:
+    place = make(server("a"))
+    [present] = place.bridge.servers
+    ident = place.open("a")
+    place.reload(server("a", "y"))
+    session = present.streamable[ident]
+    session.life.end("done")
+    place.turn()
+    assert present.counters.exits
+    # Those of before say nothing of it.
+    assert present.state().condition is Condition.NOT_STARTED
+    stream, _ = place.stream("a")
+    assert present.state().condition is Condition.STARTING
+    stream.close()
+    place.turn()
+    assert present.state().condition is Condition.NOT_RUNNING
