@@ -108,7 +108,8 @@ class Drain:
         if not count:
             connections = self._connections()
             unfinished = 0 if connections is None else connections.unfinished
-            return f"{_count(unfinished, 'response')} to be read" if unfinished else ""
+            # Responses that are not read yet, and connections that are not quiet long enough.
+            return _count(unfinished, "open connection") if unfinished else ""
         more = f" and {len(names) - NAMED_SERVERS} more" if len(names) > NAMED_SERVERS else ""
         return f"{_count(count, 'request')} at {', '.join(names[:NAMED_SERVERS])}{more}"
 

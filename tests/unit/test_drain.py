@@ -210,7 +210,7 @@ def test_idle_connections_close_when_they_are_quiet(make: Any) -> None:
     assert quiet.transport.disconnecting
     assert not late.transport.disconnecting
     assert draining.over == []
-    assert place.bridge.draining_for() == "1 response to be read"
+    assert place.bridge.draining_for() == "1 open connection"
     late.send("POST", "/a/mcp", CALL, session="0" * 36)
     assert refused(late)
     assert late.header("Connection") == "close"
