@@ -86,7 +86,7 @@ class Operation:
     `untimed`, and `fold` has them end like the last one that was timed.
     """
 
-    __slots__ = ("_last", "answered", "errors", "method", "tool", "untimed")
+    __slots__ = ("_last", "answered", "errors", "method", "results", "tool", "untimed")
 
     def __init__(self, method: str, tool: str = "") -> None:
         self.method = method
@@ -95,10 +95,13 @@ class Operation:
         self.answered = Histogram()
         self.errors: dict[str, Histogram] = {}
         self.untimed = 0
+        #: How many requests are known to have got a result: of those that were timed.
+        self.results = 0
         self._last: tuple[Histogram, float] | None = None
 
     def succeeded(self, seconds: float) -> None:
         """Count a request with a result."""
+        self.results += 1
         self.answered.add(seconds)
         self._last = self.answered, seconds
         if self.untimed:
@@ -205,8 +208,8 @@ class ServerCounters:
         return found
 
     def results(self) -> int:
-        """Return how many requests have got a result."""
-        return sum(each.answered.count for each in self.operations)
+        """Return how many requests are known to have got a result; see `Operation`."""
+        return sum(each.results for each in self._operations.values())
 
     def operation(self, method: str, tool: str = "") -> Operation:
         """Return that of a method or a tool; beyond `MAX_OPERATIONS` of them, `_OTHER`."""

@@ -72,7 +72,7 @@ from mcpbridge.session.streamable import StreamableSession
 from mcpbridge.sliced_work import SlicedWork
 from mcpbridge.stateless.exchange import Exchange, Work
 from mcpbridge.timers import Timer
-from mcpbridge.tracing.tracing import RequestSpans, Tracing
+from mcpbridge.tracing.tracing import HttpContext, RequestSpans, Tracing
 
 #: What a client is told of a server that is not in the settings any more.
 REMOVED = "this server is not served any more; ask its operator"
@@ -139,7 +139,7 @@ class Server:
         #: Measures the requests of clients; None where nobody wants that.
         self.measures: Measures | None = None
         if measure:
-            self.measures = Measures(self.counters, clock.seconds, settings.metrics_tools)
+            self.measures = Measures(self.counters, clock, settings.metrics_tools)
         #: Records spans; None where nobody wants that.
         self.tracing = tracing
         self._budget = budget
@@ -313,6 +313,8 @@ class Server:
     def _look_drained(self) -> None:
         if self.removed and not self._retired:
             self._drain_timer.stop()
+            if self.measures is not None:
+                self.measures.stop()
             self._drained(self)
 
     def change_access(self, control: AccessControl | None) -> None:
@@ -459,7 +461,7 @@ class Server:
         if self.measures is not None:
             session.measured = MeasuredSession(self.measures)
         if self.tracing is not None:
-            session.traced = TracedSession(
+            session.recorder = TracedSession(
                 self.tracing,
                 server=self.settings.name,
                 session=session.label,
@@ -562,16 +564,27 @@ class Server:
         return None if self.measures is None else self.measures.request(request, size)
 
     def traced(
-        self, request: ModernRequest, body: bytes
+        self, request: ModernRequest, http: HttpContext, *, large: bool = False
     ) -> tuple[ModernRequest, RequestSpans | None]:
         """
-        Return a request as it is to be worked on, and its spans if it is recorded; call this
-        where there is `tracing`.  An empty `body` stands for a large one.
+        Return a request as it is to be worked on, and its spans if it is recorded.
+
+        `http` is the context of its HTTP request.  A `large` one is neither searched for a
+        parent nor written anew: others would have to wait.
         """
-        if self.tracing is None:
+        tracing = self.tracing
+        parent = None if tracing is None else tracing.parent_of({} if large else request.meta)
+        if tracing is None or parent is None:
             return request, None
-        name = self.settings.name
-        return begin_request(self.tracing, request, body, name, self._backend_transport)
+        return begin_request(
+            tracing,
+            request,
+            parent,
+            server=self.settings.name,
+            backend=self._backend_transport,
+            http=http,
+            large=large,
+        )
 
     @property
     def _backend_transport(self) -> str:
@@ -764,11 +777,17 @@ class Server:
             self.access_control.check_operations(access, operations, path)
 
     def receive(
-        self, ident: str, body: bytes, access: Access = ANYBODY, address: str | None = None
+        self,
+        ident: str,
+        body: bytes,
+        access: Access = ANYBODY,
+        address: str | None = None,
+        http: HttpContext | None = None,
     ) -> bool:
         """
         Pass a message that a client posted on to the session of this id.  `address` is
-        where it came from, for the audit log.
+        where it came from, for the audit log, and `http` the context of its HTTP request, if
+        it is to be recorded (`Tracing.wants`).
 
         Returns False, having done nothing, for one of more than `LARGE_BYTES`
         that would take too long to read at once: that is for `receive_large`.
@@ -785,18 +804,23 @@ class Server:
                 whole = self.work.at_once(partial(read_whole, body))
             if whole is None:
                 return False
-            session.client_message(*whole, address=address)
+            session.client_message(*whole, address=address, http=http)
             return True
         line, envelope = read_message(body)
         if self.reads_operations:
             self.check_operations(line, access, "/sse")
         # An empty batch is a message, too.
         count = 1 if envelope is not None else max(1, len(self.check_batch(line)))
-        session.client_message(line, envelope, count=count, address=address)
+        session.client_message(line, envelope, count=count, address=address, http=http)
         return True
 
     async def receive_large(
-        self, ident: str, body: bytes, access: Access = ANYBODY, address: str | None = None
+        self,
+        ident: str,
+        body: bytes,
+        access: Access = ANYBODY,
+        address: str | None = None,
+        http: HttpContext | None = None,
     ) -> None:
         """
         Pass on a message of more than `LARGE_BYTES`, while others are served.
@@ -810,13 +834,13 @@ class Server:
         if len(body) <= WHOLE_BYTES:
             whole = await self.work.do(read_whole_later(body))
             if whole is not None:
-                self.find(ident, access).client_message(*whole, address=address)
+                self.find(ident, access).client_message(*whole, address=address, http=http)
                 return
         large = await self.work.do(read_large(body))
         # The session is looked up again: it may have ended meanwhile.
         if large is not None:
             self.find(ident, access).client_message(
-                large.line, large.envelope, large.digest, address=address
+                large.line, large.envelope, large.digest, address=address, http=http
             )
         else:
             if len(body) > WHOLE_BYTES and self.visibility.rules is not None:
@@ -825,7 +849,7 @@ class Server:
             most = self.settings.max_waiting_messages
             line, count = await self.work.do(read_foreign_batch(body, most))
             self.find(ident, access).client_message(
-                line, None, count=max(1, count), address=address
+                line, None, count=max(1, count), address=address, http=http
             )
 
     def check_batch(self, line: bytes) -> list[bytes]:
@@ -913,6 +937,8 @@ class Server:
         """End all sessions; fires when nothing of them is left."""
         self._running = False
         self._drain_timer.stop()
+        if self.measures is not None:
+            self.measures.stop()
         generations = self.generations
         for each in generations:
             each.begin_stop()

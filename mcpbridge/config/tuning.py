@@ -148,7 +148,7 @@ AUDIT_OPEN_CALLS = 1024
 #: How many requests of one session are timed at one time, and how many of a server within
 #: so many seconds.  The others count as if they had ended like one that was timed.
 MEASURED_CALLS = 1024
-MEASURED_REQUESTS = 250
+MEASURED_REQUESTS = 100
 MEASURED_SECONDS = 0.25
 
 #: How many requests of one session have open spans.

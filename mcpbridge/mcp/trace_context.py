@@ -8,6 +8,7 @@ who records spans.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +18,6 @@ from mcpbridge.jsonrpc.members import (
     encode,
     members,
     members_of,
-    meta_of,
     string_of,
     with_meta,
 )
@@ -25,6 +25,10 @@ from mcpbridge.jsonrpc.members import (
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 #: Trace Context, section 3.2.2; a later version may have more behind the flags.
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+#: A `traceparent` in JSON of a span that is not recorded, as nearly all write it.
+_UNSAMPLED = re.compile(
+    rb'"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]"'
+).fullmatch
 #: A longer `tracestate` may be dropped (section 3.3.1.5).
 TRACESTATE_CHARS = 512
 
@@ -52,9 +56,16 @@ def read_traceparent(text: str | None, state: str | None = None) -> TraceContext
     return TraceContext(int(trace, 16), int(span, 16), sampled, known)
 
 
-def context_in(line: bytes) -> TraceContext | None:
-    """Return the context in the `_meta` of a request; None if there is no valid one."""
-    meta = meta_of(members_of(members_of(line).get("params")))
+def is_unsampled(traceparent: msgspec.Raw) -> bool:
+    """
+    Tell quickly whether a `traceparent` names a span that is not recorded; False means only
+    that `context_of` has to look.
+    """
+    return _UNSAMPLED(traceparent) is not None
+
+
+def context_of(meta: Mapping[str, msgspec.Raw]) -> TraceContext | None:
+    """Return the context in a `_meta`; None if there is no valid one."""
     return read_traceparent(string_of(meta.get(TRACEPARENT)), string_of(meta.get(TRACESTATE)))
 
 

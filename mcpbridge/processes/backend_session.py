@@ -44,6 +44,7 @@ from mcpbridge.processes.stderr_log import ProcessStderr
 from mcpbridge.processes.throttle import Throttle
 from mcpbridge.processes.traced_calls import TracedSession
 from mcpbridge.processes.visibility import Visibility, VisiblePost
+from mcpbridge.tracing.tracing import HttpContext
 
 #: The environment of a process that no client has given variables.
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -198,7 +199,9 @@ class BackendSession:
     #: Measures its client's requests; None where that is off, or it has no client.
     measured: MeasuredSession | None = None
     #: Records spans of its client's requests; None where nobody wants that.
-    traced: TracedSession | None = None
+    recorder: TracedSession | None = None
+    #: The same while it may wait for answers: a message costs nothing where none is recorded.
+    recording: TracedSession | None = None
     #: What is counted of its server; None where that is not wanted.
     counters: ServerCounters | None = None
     #: How its client is connected, `sse` or `streamable-http`; an empty string without one.
@@ -369,8 +372,8 @@ class BackendSession:
         """Make records of the requests that will not be answered, and measure them no more."""
         if self.measured is not None:
             guarded(self.log, "measuring requests without an answer", self.measured.close)
-        if self.traced is not None:
-            guarded(self.log, "ending spans", self.traced.close)
+        if self.recorder is not None:
+            guarded(self.log, "ending spans", self.recorder.close)
         audited, self.audited = self.audited, None
         if audited is not None:
             guarded(self.log, "recording requests without an answer", audited.close, why)
@@ -385,11 +388,13 @@ class BackendSession:
         *,
         count: int = 1,
         address: str | None = None,
+        http: HttpContext | None = None,
     ) -> None:
         """
         Pass one message of the client to the backend, or a batch of `count` on
         one line, unless it answers a ping of the bridge.  Of a large message
-        `digest` has the names.  `address` is where it came from, for the audit log.
+        `digest` has the names.  `address` is where it came from, for the audit log, and `http`
+        the context of its HTTP request, if it is to be recorded (`Tracing.wants`).
 
         Raises `BackendBusy` and `RateExceeded`, and `ShuttingDown` for a request; then
         nothing was stored.  What a filter refuses is answered as `post_to_backend` says.
@@ -404,10 +409,19 @@ class BackendSession:
         requests = self.requests
         asked = 0 if requests is None else requests.posted(line, envelope, count)
         digests = None if digest is None else [digest]
-        measured = self.measured
-        later = measured is not None and measured.begin(line, envelope, digest)
-        if self.traced is not None and envelope is not None:
-            line = self.traced.begin(line, envelope, digest)
+        measured, counted, later = self.measured, None, False
+        if measured is not None:
+            # Looked up here, as a call would take longer than to count.
+            if envelope is not None and envelope.id is not msgspec.UNSET:
+                counted = measured.measures.only_counted.get(envelope.method)
+            if counted is not None:
+                counted.untimed += 1
+            else:
+                later = measured.begin(line, envelope, digest)
+        recorder = None if http is None else self.recorder
+        if recorder is not None and envelope is not None:
+            line = recorder.begin(line, envelope, digest, http)
+            self.recording = recorder if recorder.waiting else None
         try:
             if self.audited is None:
                 dropped = self.post_to_backend([line], [envelope], count, digests)
@@ -417,10 +431,12 @@ class BackendSession:
         except BaseException:
             if requests is not None:
                 requests.undo(asked)
-            if measured is not None:
-                measured.not_sent(line, envelope)
-            if self.traced is not None and envelope is not None:
-                self.traced.not_sent(envelope)
+            if counted is not None:
+                counted.untimed -= 1
+            elif measured is not None:
+                measured.not_sent(line, envelope, digest)
+            if recorder is not None and envelope is not None:
+                recorder.not_sent(envelope)
             raise
         if count != 1:
             # A batch is one line.
@@ -432,8 +448,8 @@ class BackendSession:
             requests.taken(digest or line, envelope)
         if later and measured is not None:
             measured.sent(digest or line, envelope)
-        if self.traced is not None and envelope is not None:
-            self.traced.sent(digest or line, envelope)
+        if self.recording is not None and envelope is not None:
+            self.recording.sent(digest or line, envelope)
 
     def post_to_backend(
         self,
@@ -645,8 +661,10 @@ class BackendSession:
             self.bytes_out += len(line)
         if self.measured is not None and self.measured.waiting:
             self.measured.answered(lines)
-        if self.traced is not None and self.traced.waiting:
-            self.traced.answered(lines)
+        if self.recording is not None:
+            self.recording.answered(lines)
+            if not self.recording.waiting:
+                self.recording = None
         if self.audited is not None:
             self.audited.sent(lines)
         if not self.observers:

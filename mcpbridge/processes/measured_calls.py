@@ -8,10 +8,11 @@ told of messages where they pass anyway, and changes none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from mcpbridge.config.tuning import (
     CLIENT_TEXT_CHARS,
@@ -36,6 +37,7 @@ from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import ModernRequest
 from mcpbridge.mcp.operations import CLIENT_METHODS
+from mcpbridge.timers import Timer
 
 #: What is counted of a request that got no result, beside the codes of JSON-RPC.
 TOOL_ERROR, CANCELLED, NO_ANSWER = "tool_error", "cancelled", "no_answer"
@@ -47,6 +49,9 @@ _HEAD = re.compile(rb'\{"jsonrpc":"2\.0","id":([0-9]{1,15}|"[^"\\]{0,100}"),"(?:
 _TAIL = re.compile(rb'[}\]"],"jsonrpc":"2\.0","id":([0-9]{1,15}|"[^"\\]{0,100}")\}\Z')
 _IS_ERROR = re.compile(rb'"isError": ?true')
 _END_BYTES = 160
+
+
+_Operations: TypeAlias = dict[str | msgspec.UnsetType, Operation]
 
 
 class _Result(msgspec.Struct, gc=False):
@@ -64,42 +69,54 @@ class _Answer(msgspec.Struct, gc=False):
 
 _decode = msgspec.json.Decoder(_Answer).decode
 _UNSET = msgspec.UNSET
-#: While requests are not timed, the clock is looked at for each of so many.
-_LOOKS_EACH = 32
 
 
 class Measures:
     """
-    What is measured at one server; `seconds` is a clock, and `tools` are the names of tools
-    that are measured each on its own.
+    What is measured at one server; `tools` are the names of tools that are measured each on
+    its own.
 
-    Of very many requests that come at one time, not all are timed (`may_time`).
+    Within `MEASURED_SECONDS` no more than `MEASURED_REQUESTS` are timed; the others only count.
     """
 
     def __init__(
-        self, counters: ServerCounters, seconds: Callable[[], float], tools: Iterable[str] = ()
+        self, counters: ServerCounters, clock: IReactorTime, tools: Iterable[str] = ()
     ) -> None:
         self.counters = counters
-        self.seconds = seconds
+        self.seconds = clock.seconds
         self.tools = frozenset(tools)
         #: Operations by method, but for `initialize`, for calls of tools if some of them are
         #: measured each on its own, and for methods that are not MCP's.
-        self.by_method: dict[str | msgspec.UnsetType, Operation] = {}
-        #: How many more requests may be timed until `_window_over`.
-        self.left = MEASURED_REQUESTS
-        self._window_over = seconds() + MEASURED_SECONDS
+        self.by_method: _Operations = {}
+        #: Those whose requests are only counted: a look here is all that is done for most
+        #: requests of a busy server.
+        self.only_counted: _Operations = {}
+        self._left = MEASURED_REQUESTS
+        self._timer = Timer(clock)
+        self._traffic = counters.traffic["stateless"]
+        self._untimed = MeasuredRequest(self, None)
 
     def may_time(self, operation: Operation) -> bool:
-        """Tell whether to time a request where `left` is used up; count it if not."""
-        # To look at the clock for each takes half as long as to time it.
-        if operation.untimed % _LOOKS_EACH == 0:
-            now = self.seconds()
-            if now >= self._window_over:
-                self._window_over = now + MEASURED_SECONDS
-                self.left = MEASURED_REQUESTS - 1
-                return True
-        operation.untimed += 1
-        return False
+        """Tell whether to time a request; count it if not."""
+        if not self._left:
+            operation.untimed += 1
+            return False
+        if self._left == MEASURED_REQUESTS:
+            self._timer.start(MEASURED_SECONDS, self._time_again)
+        self._left -= 1
+        if not self._left:
+            self.only_counted = self.by_method
+        return True
+
+    def _time_again(self) -> None:
+        self.only_counted = {}
+        self._left = MEASURED_REQUESTS
+
+    def stop(self) -> None:
+        """Time no more requests."""
+        self._timer.stop()
+        self._left = 0
+        self.only_counted = self.by_method
 
     def change_tools(self, tools: Iterable[str]) -> None:
         """Measure other tools each on its own from now on."""
@@ -122,19 +139,19 @@ class Measures:
 
     def request(self, request: ModernRequest, size: int) -> MeasuredRequest:
         """Begin to measure a request of 2026-07-28 of so many bytes."""
+        traffic = self._traffic
+        traffic.messages_in += 1
+        traffic.bytes_in += size
         method = request.method
+        operation = self.only_counted.get(method)
+        if operation is not None:
+            operation.untimed += 1
+            return self._untimed
         if self.tools and method == "tools/call":
             operation = self.of_tool(request.name)
         else:
             operation = self.by_method.get(method) or self.operation(method)
-        traffic = self.counters.traffic["stateless"]
-        traffic.messages_in += 1
-        traffic.bytes_in += size
-        if self.left > 0:
-            self.left -= 1
-        elif not self.may_time(operation):
-            return MeasuredRequest(self, None)
-        return MeasuredRequest(self, operation)
+        return MeasuredRequest(self, operation) if self.may_time(operation) else self._untimed
 
 
 class MeasuredSession:
@@ -146,10 +163,10 @@ class MeasuredSession:
     `MEASURED_CALLS` are awaited; beyond that, the oldest counts as not answered.
     """
 
-    __slots__ = ("_by_method", "_client", "_measures", "_seconds", "waiting")
+    __slots__ = ("_by_method", "_client", "_seconds", "measures", "waiting")
 
     def __init__(self, measures: Measures) -> None:
-        self._measures = measures
+        self.measures = measures
         self._seconds = measures.seconds
         self._by_method = measures.by_method
         #: Requests that are timed, by their ids, in the order in which they came.
@@ -189,10 +206,7 @@ class MeasuredSession:
                 return envelope.method == "notifications/cancelled"
             operation = self._operation(envelope.method, digest or line)
             self._end(ident, NO_ANSWER)
-        measures = self._measures
-        if measures.left > 0:
-            measures.left -= 1
-        elif not measures.may_time(operation):
+        if not self.measures.may_time(operation):
             return False
         waiting[ident] = self._seconds(), operation
         if len(waiting) > MEASURED_CALLS:
@@ -213,19 +227,19 @@ class MeasuredSession:
             later |= self.begin(*message)
         return later
 
-    def not_sent(self, line: bytes, envelope: Envelope | None) -> None:
-        """Forget the requests of a message, or of a batch, that was refused."""
+    def not_sent(self, line: bytes, envelope: Envelope | None, digest: bytes | None = None) -> None:
+        """Forget the requests of a message, or of a batch, that was refused; see `begin`."""
         if envelope is not None:
             if not envelope.is_request:
                 # The id of an answer is one of the server.
                 return
             ident: Any = envelope.id
             if self.waiting.pop(ident, None) is None:
-                operation = self._by_method.get(envelope.method)
-                if operation is not None and operation.untimed:
+                operation = self._operation(str(envelope.method), digest or line)
+                if operation.untimed:
                     operation.untimed -= 1
             return
-        for element in split_batch(line) or ():
+        for element in split_batch(line) or () if len(line) <= LARGE_BYTES else ():
             found = peek(element) or peek_again(element)
             if found is not None:
                 self.not_sent(element, found)
@@ -272,12 +286,12 @@ class MeasuredSession:
             self._end(ident, NO_ANSWER)
 
     def _operation(self, method: str, digest: bytes) -> Operation:
-        if method == "tools/call" and self._measures.tools:
-            return self._measures.of_tool(named_param(digest, "name"))
+        if method == "tools/call" and self.measures.tools:
+            return self.measures.of_tool(named_param(digest, "name"))
         if method == "initialize" and len(digest) <= LARGE_BYTES:
             params = members_of(members_of(digest).get("params"))
             self._client = client_text(params.get("clientInfo"))
-        return self._measures.operation(method)
+        return self.measures.operation(method)
 
     def _end(self, ident: JsonRpcId, error: str) -> None:
         call = self.waiting.pop(ident, None)
@@ -346,43 +360,48 @@ class MeasuredSession:
 
 
 class MeasuredRequest:
-    """Measures one request of 2026-07-28; the first of `answered` and `ended` counts."""
+    """
+    Measures one request of 2026-07-28; one instance stands for all that are not timed.
 
-    __slots__ = ("_began", "_measures", "_operation")
+    The first of its response and of `ended` counts.
+    """
+
+    __slots__ = ("_began", "_counters", "_operation", "_seconds", "_traffic")
 
     def __init__(self, measures: Measures, operation: Operation | None) -> None:
-        self._measures = measures
-        #: None if it only counts.
+        self._counters = measures.counters
+        self._traffic = measures.counters.traffic["stateless"]
+        self._seconds = measures.seconds
+        #: None if it is not timed.
         self._operation = operation
         self._began = 0.0 if operation is None else measures.seconds()
 
-    def sent(self, lines: Sequence[bytes]) -> None:
-        """Count messages that the client gets."""
-        traffic = self._measures.counters.traffic["stateless"]
+    def sent(self, lines: Sequence[bytes], final: bool) -> None:
+        """Count messages that the client gets; if `final`, the last is the response."""
+        traffic = self._traffic
         traffic.messages_out += len(lines)
         for line in lines:
             traffic.bytes_out += len(line)
+        if final and self._operation is not None:
+            self._answered(self._operation, lines[-1])
 
-    def answered(self, line: bytes) -> None:
-        """Note the response of the server."""
-        if self._operation is None:
-            return
-        seconds = self._measures.seconds() - self._began
+    def _answered(self, operation: Operation, line: bytes) -> None:
+        seconds = self._seconds() - self._began
         error = error_in(line)
         if error is None:
-            self._operation.succeeded(seconds)
+            operation.succeeded(seconds)
         else:
-            self._operation.failed(error, seconds)
+            operation.failed(error, seconds)
 
     def refused(self, refusal: Refused) -> None:
         """Note an error of the bridge."""
-        self._measures.counters.refusals[type(refusal).__name__] += 1
+        self._counters.refusals[type(refusal).__name__] += 1
         self.ended(str(refusal.code))
 
     def ended(self, error: str) -> None:
         """Note that there is no response."""
         if self._operation is not None:
-            self._operation.failed(error, self._measures.seconds() - self._began)
+            self._operation.failed(error, self._seconds() - self._began)
 
 
 def error_in(line: bytes) -> str | None:

@@ -27,9 +27,15 @@ from mcpbridge.jsonrpc.members import changed
 from mcpbridge.jsonrpc.oversized import peek_at_server
 from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import ModernRequest
-from mcpbridge.mcp.trace_context import context_members, with_context
+from mcpbridge.mcp.trace_context import TraceContext, context_members, with_context
 from mcpbridge.processes.measured_calls import CANCELLED, NO_ANSWER, error_in
-from mcpbridge.tracing.tracing import RequestSpans, Span, Tracing, text_attribute
+from mcpbridge.tracing.tracing import (
+    HttpContext,
+    RequestSpans,
+    Span,
+    Tracing,
+    text_attribute,
+)
 
 
 class TracedSession:
@@ -50,16 +56,23 @@ class TracedSession:
         self.waiting: dict[JsonRpcId, RequestSpans] = {}
         self._span: Span | None = tracing.begin("mcpbridge session", self._attributes)
 
-    def begin(self, line: bytes, envelope: Envelope, digest: bytes | None = None) -> bytes:
+    def begin(
+        self,
+        line: bytes,
+        envelope: Envelope,
+        digest: bytes | None = None,
+        http: HttpContext | None = None,
+    ) -> bytes:
         """
-        Return a message of the client as it is to pass: if it is a request that is recorded,
-        with another parent.  A `digest` has the names of a large message, which passes as it is.
+        Return a message of the client, which is to be recorded, as it is to pass: if it is a
+        request, with another parent.  A `digest` has the names of a large message, which passes
+        as it is; `http` is the context of the HTTP request.
         """
         if not envelope.is_request:
             return line
         # A large message is neither searched nor written anew: others would have to wait.
         large = digest is not None or len(line) > LARGE_BYTES
-        parent = self._tracing.parent_of(b"" if large else line)
+        parent = self._tracing.parent_in(b"" if large else line)
         if parent is None:
             return line
         method, ident = str(envelope.method), _id(envelope)
@@ -69,6 +82,7 @@ class TracedSession:
             named_param(digest or line, "name"),
             {**self._attributes, "jsonrpc.request.id": text_attribute(ident)},
             backend=self._backend,
+            http=http,
         )
         if spans is None:
             return line
@@ -86,8 +100,8 @@ class TracedSession:
             self.end(_id(envelope), "refused")
 
     def sent(self, line: bytes, envelope: Envelope) -> None:
-        """Note that a message has passed, which may cancel a request."""
-        if self.waiting and envelope.method == "notifications/cancelled":
+        """Note that a message has passed, which may cancel a request that is recorded."""
+        if envelope.method == "notifications/cancelled":
             ident = cancelled_id(line)
             if isinstance(ident, (str, int, float)):
                 self.end(ident, CANCELLED)
@@ -129,23 +143,28 @@ class TracedSession:
 
 
 def begin_request(
-    tracing: Tracing, request: ModernRequest, body: bytes, server: str, backend: str
+    tracing: Tracing,
+    request: ModernRequest,
+    parent: TraceContext,
+    *,
+    server: str,
+    backend: str,
+    http: HttpContext,
+    large: bool = False,
 ) -> tuple[ModernRequest, RequestSpans | None]:
     """
-    Begin the spans of a request of 2026-07-28, unless it is not to be recorded; return the
-    request as it is to be worked on, then with another parent.  An empty `body` stands for a
-    large one.
+    Begin the spans of a request of 2026-07-28 with this parent; return the request as it is to
+    be worked on: with another parent, unless it is large.
     """
-    parent = tracing.parent_of(body)
-    if parent is None:
-        return request, None
     attributes = {
         "mcpbridge.server": server,
         "jsonrpc.request.id": text_attribute(request.id),
         "mcp.protocol.version": request.version,
     }
-    spans = tracing.begin_request(parent, request.method, request.name, attributes, backend=backend)
-    if spans is None or not body:
+    spans = tracing.begin_request(
+        parent, request.method, request.name, attributes, backend=backend, http=http
+    )
+    if spans is None or large:
         return request, spans
     meta = changed(request.meta, context_members(spans.traceparent, spans.tracestate))
     params = changed(request.params, {"_meta": meta})

@@ -31,6 +31,7 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.endings import Idle
 from mcpbridge.response_budget import ResponseBudget, Share
 from mcpbridge.timers import Timer
+from mcpbridge.tracing.tracing import HttpContext
 
 #: What all sessions share that have no connection which does not keep up.
 _NONE: frozenset[object] = frozenset()
@@ -143,13 +144,15 @@ class StreamableSession:
         *,
         json_only: bool = False,
         address: str | None = None,
+        http: HttpContext | None = None,
     ) -> str | None:
         """
         Send messages that the client posted together to the backend: all or none.
 
         Progress tokens of large messages are read from their `digests`.  With
         `json_only` the client accepts no events.  `address` is where they came from,
-        for the audit log.  Return the name of the stream for their answers, to which
+        for the audit log, and `http` the context of the HTTP request, if its only message is to be
+        recorded (`Tracing.wants`).  Return the name of the stream for their answers, to which
         `make_sink()` is attached, or None if they ask for nothing.  Raises what
         `StreamRouter.open_post` raises, and `BackendSession.post_to_backend`; and
         `ShuttingDown`, where a request is among them.
@@ -163,7 +166,7 @@ class StreamableSession:
             ident: Any = envelope.id
             token = requested_token(line) if _may_have_token(line) else None
             opened = self.router.open_post([(ident, token)], make_sink(), json_only=json_only)
-            self._post([line], opened, [envelope], None, address)
+            self._post([line], opened, [envelope], None, address, http)
             return opened
         lines = [line for line, _ in messages]
         given = [envelope for _, envelope in messages]
@@ -178,7 +181,7 @@ class StreamableSession:
         stream: str | None = None
         if asked:
             stream = self.router.open_post(asked, make_sink(), json_only=json_only)
-        dropped = self._post(lines, stream, given, digests, address)
+        dropped = self._post(lines, stream, given, digests, address, http)
         for number, (line, envelope) in enumerate(messages):
             if envelope.is_response:
                 self.router.answered_backend(envelope)
@@ -195,17 +198,26 @@ class StreamableSession:
         envelopes: Sequence[Envelope],
         digests: Sequence[bytes] | None,
         address: str | None,
+        http: HttpContext | None,
     ) -> Collection[int]:
         """Post lines to the backend, as `BackendSession.post_to_backend`; or undo the stream."""
         session = self._session
-        measured = session.measured
-        later = measured is not None and measured.begin_all(lines, envelopes, digests)
-        traced = session.traced
-        if traced is not None:
-            lines = [
-                traced.begin(line, envelope, None if digests is None else digests[at])
-                for at, (line, envelope) in enumerate(zip(lines, envelopes, strict=True))
-            ]
+        measured, counted, later = session.measured, None, False
+        if measured is not None:
+            # As in `BackendSession.client_message`.
+            first = envelopes[0]
+            if first.id is not msgspec.UNSET and len(envelopes) == 1:
+                counted = measured.measures.only_counted.get(first.method)
+            if counted is not None:
+                counted.untimed += 1
+            else:
+                later = measured.begin_all(lines, envelopes, digests)
+        recorder = None if http is None else session.recorder
+        if recorder is not None:
+            # It is the only message: those of a batch are not recorded.
+            digest = None if digests is None else digests[0]
+            lines = [recorder.begin(lines[0], envelopes[0], digest, http)]
+            session.recording = recorder if recorder.waiting else None
         try:
             if session.audited is None:
                 dropped = session.post_to_backend(lines, None, None, digests)
@@ -215,20 +227,23 @@ class StreamableSession:
         except BaseException:
             if stream is not None:
                 self.router.abandon(stream)
-            for line, envelope in zip(lines, envelopes, strict=True):
-                if measured is not None:
-                    measured.not_sent(line, envelope)
-                if traced is not None:
-                    traced.not_sent(envelope)
+            if counted is not None:
+                counted.untimed -= 1
+            elif measured is not None:
+                for message in zip(lines, envelopes, digests or lines, strict=True):
+                    measured.not_sent(*message)
+            if recorder is not None:
+                recorder.not_sent(envelopes[0])
             raise
-        if later or traced is not None:
+        recording = session.recording
+        if later or recording is not None:
             # A cancellation that was dropped is none: the server has not got it.
             both = enumerate(zip(digests or lines, envelopes, strict=True))
             for line, envelope in (each for number, each in both if number not in dropped):
                 if measured is not None:
                     measured.sent(line, envelope)
-                if traced is not None:
-                    traced.sent(line, envelope)
+                if recording is not None:
+                    recording.sent(line, envelope)
         return dropped
 
     # Backpressure: a session has one backend, which waits for the slowest of

@@ -163,9 +163,7 @@ class Exchange:
         if visibility is not None and visibility.rules is not None:
             lines = self._visible(lines, visibility)
         if self.measured is not None and lines:
-            self.measured.sent(lines)
-            if final:
-                self.measured.answered(lines[-1])
+            self.measured.sent(lines, final)
         if final and self.traced is not None:
             self.traced.end(error_in(lines[-1]) or "" if lines else "")
         if final and self.audited is not None:

@@ -20,7 +20,6 @@ from mcpbridge.auth.access import ANYBODY, Access
 from mcpbridge.config.networks import UNIX, Networks, parse_address
 from mcpbridge.config.settings import BridgeSettings
 from mcpbridge.processes.caller import Caller
-from mcpbridge.tracing.tracing import HTTP_CONTEXT
 
 #: How many addresses are cached with what the settings say of them.
 KNOWN_ADDRESSES = 4096
@@ -222,13 +221,6 @@ def tell_callers(
         return Caller(address_of(request), _headers(request, hides), access_of(request))
 
     return caller_of
-
-
-def remember_context(request: Any) -> None:
-    """Have the spans of a request linked to the context of its HTTP request, if it names one."""
-    named = request.requestHeaders.getRawHeaders(b"traceparent") or [b""]
-    text = named[0].decode("latin-1")
-    HTTP_CONTEXT.set(lambda: text)
 
 
 def access_of(request: Any) -> Access:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from math import inf
 from time import time
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
@@ -35,7 +35,6 @@ from mcpbridge.mcp.modern_request import LISTEN, MODERN_PROTOCOL_VERSIONS, claim
 from mcpbridge.mcp.revisions import HANDSHAKE_PROTOCOL_VERSIONS, is_accepted
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
-from mcpbridge.tracing.tracing import HTTP_CONTEXT
 from mcpbridge.twisted_internals import AT_ONCE_BYTES
 from mcpbridge.web.admission import EndOf
 from mcpbridge.web.endpoints import Endpoint
@@ -70,9 +69,6 @@ _OF_BROWSERS = BROWSER_FIELDS | {b"origin"}
 _NOT_FAST = PREFETCH_FIELDS | {b"expect", b"trailer", b"te"}
 #: Fields of which only the presence is read.
 _PROXY = frozenset(name.encode("ascii") for name in PROXY_HEADERS)
-
-
-Answer = TypeVar("Answer")
 
 
 class FastRequest(NamedTuple):
@@ -480,16 +476,13 @@ class FastPath:
         Let the server decide about a message to `/message`; return the whole
         response.  Raises `NotFastAfterAll` if that takes longer.
         """
-        if request.server.tracing is not None and connection is not None:
-            return _in_context(connection, partial(self._answer, request, body, connection))
-        return self._answer(request, body, connection)
-
-    def _answer(
-        self, request: FastRequest, body: bytes, connection: PendingConnection | None
-    ) -> bytes:
+        server, http = request.server, None
+        tracing = server.tracing
+        if tracing is not None and connection is not None and tracing.wants(body):
+            http = connection.traceparent
         try:
-            address = _audited_address(request.server, connection)
-            received = request.server.receive(request.ident, body, request.access, address)
+            address = _audited_address(server, connection)
+            received = server.receive(request.ident, body, request.access, address, http)
         except Exception as error:
             self._note(request, error, "sse", connection, len(body))
             return request.responses.failure(error)
@@ -505,13 +498,6 @@ class FastPath:
         response, or a pending one: an exchange is to be begun by the caller.
         Raises `NotFastAfterAll`.
         """
-        if request.server.tracing is not None:
-            return _in_context(connection, partial(self._post, request, received, connection))
-        return self._post(request, received, connection)
-
-    def _post(
-        self, request: FastRequest, received: ReceivedRequest, connection: PendingConnection
-    ) -> bytes | PendingStream | PendingExchange:
         if request.work is not None:
             return self._post_modern(request, request.work, received, connection)
         responses, body = request.responses, received.body
@@ -530,7 +516,12 @@ class FastPath:
                 raise NotFastAfterAll
             pending = PendingStream(streamable, connection, responses)
             address = _audited_address(server, connection)
-            stream = streamable.receive([(line, envelope)], lambda: pending, address=address)
+            tracing, http = server.tracing, None
+            if tracing is not None and tracing.wants(body):
+                http = connection.traceparent
+            stream = streamable.receive(
+                [(line, envelope)], lambda: pending, address=address, http=http
+            )
         except NotFastAfterAll:
             raise
         except Exception as error:
@@ -563,9 +554,11 @@ class FastPath:
         if server.audit is not None:
             address = connection.audited_address()
             audited = server.audited(asked, access, address, len(received.body))
-        measured, spans = server.measured(asked, len(received.body)), None
+        measured, spans = None, None
+        if server.measures is not None:
+            measured = server.measures.request(asked, len(received.body))
         if server.tracing is not None:
-            asked, spans = server.traced(asked, received.body)
+            asked, spans = server.traced(asked, connection.traceparent)
         return PendingExchange(
             *(asked, headers, access, connection, request.responses, work, request.proxied),
             audited,
@@ -594,15 +587,6 @@ class FastPath:
 
 def _address_of(connection: PendingConnection | None) -> Callable[[], str | None]:
     return _nowhere if connection is None else connection.audited_address
-
-
-def _in_context(connection: PendingConnection, work: Callable[[], Answer]) -> Answer:
-    """Do some work for the request of a connection, whose context its spans are linked to."""
-    token = HTTP_CONTEXT.set(connection.traceparent)
-    try:
-        return work()
-    finally:
-        HTTP_CONTEXT.reset(token)
 
 
 def _nowhere() -> None:

@@ -29,13 +29,14 @@ from mcpbridge.server import Server
 from mcpbridge.web.access_expiry import EXPIRED, AccessExpiry
 from mcpbridge.web.admission import Admission, AdmittedResource
 from mcpbridge.web.bounded_request import refusal_of, take_body
-from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller, remember_context
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.endpoints import Endpoint, Handler
 from mcpbridge.web.refusals import AddressOf, Refusals
 from mcpbridge.web.response import accept, error_body
 from mcpbridge.web.server_card import ServerCards
 from mcpbridge.web.sse_stream import EventStream
 from mcpbridge.web.streamable_http import McpEndpoint
+from mcpbridge.web.trace_headers import recorded_context
 
 
 class Routes:
@@ -146,8 +147,6 @@ class Routes:
     @app.route("/message", methods=["POST"])
     def message(self, request: Any) -> Deferred[None] | None:
         """Send a message of the client to its session's backend."""
-        if self._server.tracing is not None:
-            remember_context(request)
         access = access_of(request)
         idents = request.args.get(b"sessionId", [])
         ident = idents[0].decode("ascii", "replace") if len(idents) == 1 else ""
@@ -157,12 +156,13 @@ class Routes:
             raise refusal
         address = None if self._server.audit is None else self._address_of(request)
         body = take_body(request)
+        http = recorded_context(self._server, request, body)
         if len(body) <= LARGE_BYTES:
-            self._server.receive(ident, body, access, address)
+            self._server.receive(ident, body, access, address, http)
             accept(request)
             return None
-        receiving = Deferred.fromCoroutine(self._server.receive_large(ident, body, access, address))
-        return receiving.addCallback(lambda _: accept(request))
+        receiving = self._server.receive_large(ident, body, access, address, http)
+        return Deferred.fromCoroutine(receiving).addCallback(lambda _: accept(request))
 
     @app.route("/mcp", methods=["POST"])
     async def mcp_post(self, request: Any) -> None:

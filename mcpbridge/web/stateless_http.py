@@ -64,6 +64,7 @@ from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted
 from mcpbridge.web.pending_response import PendingExchange
 from mcpbridge.web.refusals import AddressOf
 from mcpbridge.web.response import Response, accept
+from mcpbridge.web.trace_headers import http_context
 
 #: The statuses of responses that are errors, by code; that of all others is 200.
 STATUSES = {
@@ -140,9 +141,8 @@ class ModernEndpoint:
                 raise busy from None
         spans = None
         if self._server.tracing is not None:
-            # A large one is neither searched nor written anew: others would have to wait.
-            small = body if isinstance(body, bytes) and len(body) <= LARGE_BYTES else b""
-            asked, spans = self._server.traced(asked, small)
+            large = not isinstance(body, bytes) or len(body) > LARGE_BYTES
+            asked, spans = self._server.traced(asked, http_context(request), large=large)
         caller = self._caller_of(request)
         if caller is not None:
             caller.introduced(asked.client_info)

@@ -41,15 +41,17 @@ from mcpbridge.processes.backend_session import BackendSession
 from mcpbridge.processes.endings import ClientLeft
 from mcpbridge.server import Server
 from mcpbridge.session.streamable import StreamableSession
+from mcpbridge.tracing.tracing import HttpContext
 from mcpbridge.web.access_expiry import AccessExpiry
 from mcpbridge.web.bounded_request import refusal_of, release_body, take_body
-from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller, remember_context
+from mcpbridge.web.client_addresses import CallerOf, access_of, no_caller
 from mcpbridge.web.content_negotiation import ANYTHING, EVENTS, JSON, Accepted, accepted
 from mcpbridge.web.pending_response import PendingExchange, PendingStream
 from mcpbridge.web.refusals import AddressOf
 from mcpbridge.web.response import accept
 from mcpbridge.web.stateless_http import ModernEndpoint, limited, not_acceptable, restated
 from mcpbridge.web.stream_response import StreamResponse
+from mcpbridge.web.trace_headers import recorded_context
 
 
 class McpEndpoint:
@@ -77,8 +79,6 @@ class McpEndpoint:
 
     async def post(self, request: Any) -> None:
         """Serve a message, or a batch of them, from the client."""
-        if self._server.tracing is not None:
-            remember_context(request)
         finished = await self._post(request)
         if finished is not None:
             # All of the body has gone on to the backend.
@@ -231,6 +231,12 @@ class McpEndpoint:
 
     # The parts of a POST.
 
+    def _recorded(
+        self, request: Any, line: bytes, digests: Sequence[bytes] | None
+    ) -> HttpContext | None:
+        # A message with a digest came in a large body: its parent is not read.
+        return recorded_context(self._server, request, line if digests is None else b"")
+
     async def _initialize(self, request: Any, line: bytes, envelope: Envelope) -> None:
         if request.channel is None:
             raise CancelledError
@@ -323,6 +329,7 @@ class McpEndpoint:
                 digests,
                 json_only=not may.events,
                 address=self._audited_address(request),
+                http=None if batch else self._recorded(request, messages[0][0], digests),
             )
         except BaseException:
             for response in made:

@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "stdio": GROUND,
     "remote": GROUND | {"mcp", "trust"},
     "processes": GROUND | {"auth", "mcp", "translation", "tracing"},
-    "session": GROUND | {"mcp", "translation", "processes"},
+    "session": GROUND | {"mcp", "translation", "processes", "tracing"},
     "stateless": GROUND | {"auth", "mcp", "translation", "processes", "tracing"},
     "generation": GROUND | {"processes", "session", "stateless", "tracing"},
     "server": GROUND

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpbridge.jsonrpc.members import members_of, meta_of
 from mcpbridge.mcp.trace_context import (
     TRACESTATE_CHARS,
     TraceContext,
-    context_in,
+    context_of,
+    is_unsampled,
     read_traceparent,
     with_context,
 )
@@ -83,7 +86,8 @@ def test_a_long_state_is_dropped() -> None:
     ],
 )
 def test_where_a_context_is(line: bytes, found: bool) -> None:
-    assert (context_in(line) is not None) == found
+    meta = meta_of(members_of(members_of(line).get("params")))
+    assert (context_of(meta) is not None) == found
 
 
 def test_another_context_takes_its_place() -> None:
@@ -109,3 +113,24 @@ def test_what_is_no_request_stays_as_it_is(line: bytes) -> None:
 def test_no_text_is_trouble(text: str) -> None:
     found = read_traceparent(text)
     assert found is None or found.trace_id
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"00-{TRACE}-{SPAN}-00", True),
+        (f"00-{TRACE}-{SPAN}-fe", True),
+        (f"00-{TRACE}-{SPAN}-01", False),
+        (f"00-{'0' * 32}-{SPAN}-00", False),
+        (f"00-{TRACE}-{'0' * 16}-00", False),
+        (f"00-{TRACE}-{SPAN}-00-", False),
+        # These take another look.
+        (f"01-{TRACE}-{SPAN}-00", False),
+    ],
+)
+def test_what_is_not_recorded_is_seen_at_one_look(text: str, found: bool) -> None:
+    assert is_unsampled(msgspec.Raw(json.dumps(text).encode())) == found
+    if found:
+        context = read_traceparent(text)
+        assert context is not None
+        assert not context.sampled

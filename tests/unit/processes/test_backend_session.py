@@ -20,6 +20,7 @@ from mcpbridge.config.settings import ServerSettings
 from mcpbridge.config.tuning import (
     ATTENDED_FACTOR,
     LAUNCH_SECONDS,
+    MEASURED_REQUESTS,
     STDERR_TAIL_CHARS,
     STDERR_TAIL_LINES,
     UNREAD_BYTES_PER_SECOND,
@@ -55,9 +56,12 @@ from mcpbridge.processes.measured_calls import MeasuredSession, Measures
 from mcpbridge.processes.message_filters import MAX_FILTERED_BATCH, MessageFilters
 from mcpbridge.processes.permits import SessionLimiter
 from mcpbridge.processes.throttle import WINDOW_SECONDS
+from mcpbridge.processes.traced_calls import TracedSession
 from mcpbridge.server import Server
 from mcpbridge.testing import FakeBackend, FakeLauncher, RecordingSink
+from mcpbridge.tracing.tracing import Tracing
 from tests.fakes import no_jitter
+from tests.unit.tracing.test_tracing import FakeTracer
 
 IDENT = "0c8a4a3e-9f2b-4d52-9a52-6f7b6a2f9d10"
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"secret":"swordfish"}}'
@@ -459,7 +463,7 @@ def test_a_refused_cancellation_cancels_nothing_for_those_who_count() -> None:
     """The server has not got it, and goes on with the request."""
     counters = ServerCounters("cat")
     made = Made(filters=[Filter()], requests=OpenRequests())
-    made.session.measured = MeasuredSession(Measures(counters, made.clock.seconds))
+    made.session.measured = MeasuredSession(Measures(counters, made.clock))
     made.post(CALL)
     params = '{"requestId":1}'
     made.post(f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}'.encode())
@@ -468,6 +472,56 @@ def test_a_refused_cancellation_cancels_nothing_for_those_who_count() -> None:
     made.session.requests.give_up_cancelled()
     assert len(made.session.requests) == 1
     assert len(made.session.measured) == 1
+
+
+def test_requests_that_are_not_timed_count_where_they_are_passed_on() -> None:
+    """Those that the backend refused to take do not count, nor does what asks for nothing."""
+    counters = ServerCounters("cat")
+    made = Made()
+    measures = Measures(counters, made.clock)
+    made.session.measured = MeasuredSession(measures)
+    for number in range(MEASURED_REQUESTS + 5):
+        made.post(b'{"jsonrpc":"2.0","id":%d,"method":"ping"}' % number)
+    assert list(measures.only_counted) == ["ping"]
+    made.post(b'{"jsonrpc":"2.0","method":"ping"}')
+    made.post(b'{"jsonrpc":"2.0","id":1,"result":{}}')
+    made.post(b'[{"jsonrpc":"2.0","id":"a","method":"ping"},{"jsonrpc":"2.0","id":"b"}]')
+    made.backend.busy = True
+    # Also under the id of one that is timed.
+    for ident in (b'"c"', b"7"):
+        with pytest.raises(BackendBusy):
+            made.post(b'{"jsonrpc":"2.0","id":%b,"method":"ping"}' % ident)
+    made.session.messages_received([b'{"jsonrpc":"2.0","id":0,"result":{}}'])
+    assert counters.operation("ping").answered.count == 5 + 1 + 1
+    made.session.life.end("done")
+    ping = counters.operation("ping")
+    assert ping.errors["no_answer"].count == MEASURED_REQUESTS - 1
+    measures.stop()
+
+
+def test_only_a_message_that_is_to_be_recorded_meets_the_recorder() -> None:
+    made = Made()
+    tracing = Tracing(1.0, made.clock, FakeTracer)
+    tracing.start()
+    made.session.recorder = TracedSession(tracing, server="cat", session="1234", backend="pipe")
+
+    def records() -> bool:
+        return made.session.recording is not None
+
+    made.post(CALL)
+    assert (made.backend.sent, records()) == ([CALL], False)
+    made.session.client_message(*read_message(CALL), http=lambda: None)
+    assert b"traceparent" in made.backend.sent[1]
+    assert records()
+    made.session.messages_received([NOTE])
+    assert records()
+    made.session.messages_received([REPLY])
+    assert not records()
+    # A parent that is not recorded.
+    trace = b'"_meta":{"traceparent":"00-%b-%b-00"}' % (b"1" * 32, b"2" * 16)
+    line = b'{"jsonrpc":"2.0","id":5,"method":"ping","params":{%b}}' % trace
+    made.session.client_message(*read_message(line), http=lambda: None)
+    assert (made.backend.sent[2], records()) == (line, False)
 
 
 def test_a_refused_answer_of_the_client_is_an_error_for_the_backend() -> None:

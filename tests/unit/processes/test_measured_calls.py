@@ -25,7 +25,6 @@ from mcpbridge.mcp.modern_request import ModernRequest, read_request
 from mcpbridge.processes.measured_calls import (
     _END_BYTES,
     _LONG_BYTES,
-    _LOOKS_EACH,
     CANCELLED,
     NO_ANSWER,
     TOOL_ERROR,
@@ -40,7 +39,7 @@ class Place:
     def __init__(self, *tools: str) -> None:
         self.clock = Clock()
         self.counters = ServerCounters("a")
-        self.measures = Measures(self.counters, self.clock.seconds, tools)
+        self.measures = Measures(self.counters, self.clock, tools)
         self.session = MeasuredSession(self.measures)
 
     def ask(self, *messages: dict[str, Any], refused: bool = False) -> None:
@@ -252,7 +251,6 @@ def test_no_more_requests_are_awaited_than_a_number() -> None:
     place = Place()
     for number in range(MEASURED_CALLS + 1):
         place.clock.advance(MEASURED_SECONDS)
-        place.measures.left = 1
         place.ask(request(number))
     assert len(place.session) == MEASURED_CALLS
     place.answer(result(0), result(1))
@@ -269,7 +267,6 @@ def test_of_many_requests_at_one_time_not_all_are_timed_but_all_count() -> None:
     assert place.ends == {("tools/call", ""): {"": 3 * MEASURED_REQUESTS}}
     found = place.operation("tools/call").answered
     assert found.total == pytest.approx(0.1 * found.count)
-    # The clock is looked at now and then, and a new window begins.
     place.clock.advance(MEASURED_SECONDS)
     for number in range(2 * MEASURED_REQUESTS):
         place.ask(request(number))
@@ -282,18 +279,73 @@ def test_of_many_requests_at_one_time_not_all_are_timed_but_all_count() -> None:
     assert sum(place.ends["tools/call", ""].values()) == 5 * MEASURED_REQUESTS
 
 
-def test_the_clock_is_not_looked_at_for_each_request() -> None:
-    looks = []
+def test_requests_that_only_count_are_known_by_their_method() -> None:
+    """Unless it takes more to tell which operation they are."""
+    place = Place("echo")
+    for number in range(MEASURED_REQUESTS):
+        assert place.measures.only_counted == {}
+        place.ask(request(number, "ping"))
+    assert place.measures.only_counted == {"ping": place.operation("ping")}
+    place.ask(request(1, "tools/call", name="echo"), request(2, "tools/call", name="other"))
+    place.ask(request(3, "initialize"), request(4, "evil"))
+    assert set(place.measures.only_counted) == {"ping"}
+    place.clock.advance(MEASURED_SECONDS)
+    assert place.measures.only_counted == {}
+    assert place.clock.getDelayedCalls() == []
 
-    def seconds() -> float:
-        looks.append(1)
-        return 0.0
 
-    measures = Measures(ServerCounters("a"), seconds)
-    looks.clear()
-    for _ in range(10 * _LOOKS_EACH):
-        assert not measures.may_time(measures.operation("ping"))
-    assert len(looks) == 10
+def test_requests_of_the_next_moment_are_timed_again() -> None:
+    """What is left of a moment is not kept for the next one."""
+    place = Place()
+    for number in range(MEASURED_REQUESTS - 1):
+        place.ask(request(number, "ping"))
+    place.clock.advance(MEASURED_SECONDS)
+    for number in range(MEASURED_REQUESTS):
+        assert place.measures.only_counted == {}
+        place.ask(request(number + MEASURED_REQUESTS, "ping"))
+    assert place.measures.only_counted
+    place.measures.stop()
+
+
+def test_of_refused_requests_none_counts_timed_or_not() -> None:
+    place = Place("echo")
+    for number in range(MEASURED_REQUESTS):
+        place.ask(request(number, "ping"))
+    for method, params in (
+        ("tools/call", {"name": "echo"}),
+        ("tools/call", {"name": "other"}),
+        ("evil", {}),
+    ):
+        place.ask(request("x", method, **params), refused=True)
+    place.session.close()
+    assert {key: sum(ends.values()) for key, ends in place.ends.items() if key[0] != "ping"} == {
+        ("tools/call", "echo"): 0,
+        ("tools/call", ""): 0,
+        (OTHER, ""): 0,
+    }
+    place.measures.stop()
+
+
+def test_only_results_that_were_seen_are_known() -> None:
+    """A server may hang although requests that are not timed count like earlier ones."""
+    place = Place()
+    for number in range(2 * MEASURED_REQUESTS):
+        place.ask(request(number))
+    place.answer(result(0))
+    assert place.operation("tools/call").answered.count > 1
+    assert place.counters.results() == 1
+    place.measures.stop()
+
+
+def test_once_it_has_stopped_requests_only_count() -> None:
+    place = Place()
+    place.ask(request(1, "ping"))
+    place.measures.stop()
+    for number in range(2 * MEASURED_REQUESTS):
+        place.ask(request(number + 2, "ping"))
+    place.answer(result(1))
+    assert place.ends == {("ping", ""): {"": 2 * MEASURED_REQUESTS + 1}}
+    assert place.clock.getDelayedCalls() == []
 
 
 def test_requests_that_are_not_timed_count_once_another_has_ended() -> None:
@@ -309,8 +361,7 @@ def test_stateless_requests_at_one_time_are_not_all_timed_but_all_count() -> Non
     place = Place()
     for _ in range(2 * MEASURED_REQUESTS):
         measured = place.measures.request(modern("server/discover"), 1)
-        measured.sent([b"1"])
-        measured.answered(json.dumps(result(1)).encode())
+        measured.sent([json.dumps(result(1)).encode()], True)
     measured.ended(CANCELLED)
     measured.refused(ServerBusy("later"))
     assert place.ends == {("server/discover", ""): {"": 2 * MEASURED_REQUESTS}}
@@ -417,11 +468,12 @@ def test_a_stateless_request_is_measured() -> None:
     place = Place("echo")
     measured = place.measures.request(modern(name="echo"), 100)
     place.clock.advance(2)
-    measured.sent([b"12345", b"678"])
-    measured.answered(json.dumps(result(1)).encode())
+    measured.sent([b"12345", b"678"], False)
+    line = json.dumps(result(1)).encode()
+    measured.sent([line], True)
     traffic = place.counters.traffic["stateless"]
     assert (traffic.messages_in, traffic.bytes_in) == (1, 100)
-    assert (traffic.messages_out, traffic.bytes_out) == (2, 8)
+    assert (traffic.messages_out, traffic.bytes_out) == (3, 8 + len(line))
     assert place.operation("tools/call", "echo").answered.total == 2
 
 
@@ -440,7 +492,7 @@ def test_a_stateless_request_is_measured() -> None:
 )
 def test_how_a_stateless_request_ends(line: str, end: str) -> None:
     place = Place()
-    place.measures.request(modern("server/discover"), 1).answered(line.encode())
+    place.measures.request(modern("server/discover"), 1).sent([line.encode()], True)
     ends = place.ends["server/discover", ""]
     assert {key for key, count in ends.items() if count} == {end}
 

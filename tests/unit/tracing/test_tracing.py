@@ -16,7 +16,7 @@ from mcpbridge.jsonrpc.sliced_parser import LARGE_BYTES
 from mcpbridge.mcp.modern_request import ModernRequest, read_request
 from mcpbridge.mcp.trace_context import TraceContext
 from mcpbridge.processes.traced_calls import TracedSession, begin_request
-from mcpbridge.tracing.tracing import HTTP_CONTEXT, ROOT, Attributes, Span, Tracing
+from mcpbridge.tracing.tracing import ROOT, Attributes, HttpContext, Span, Tracing
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 RECORDED, UNRECORDED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
@@ -84,11 +84,18 @@ class Place:
         """The spans of requests."""
         return [each for each in self.tracers[0].spans if each.kind != "internal"]
 
-    def ask(self, ident: Any = 1, method: str = "tools/call", **params: Any) -> dict[str, Any]:
+    def ask(
+        self,
+        ident: Any = 1,
+        method: str = "tools/call",
+        http: HttpContext = lambda: None,
+        **params: Any,
+    ) -> dict[str, Any]:
         """Have the client send a request; return what passes."""
         line, envelope = read_message(request(ident, method, **params))
         assert envelope is not None
-        passed = self.session.begin(line, envelope)
+        wanted = self.tracing.wants(line)
+        passed = self.session.begin(line, envelope, http=http) if wanted else line
         self.session.sent(passed, envelope)
         found: dict[str, Any] = json.loads(passed)
         return found
@@ -127,6 +134,21 @@ def test_a_parent_decides_or_else_chance(ratio: float, parent: str | None, recor
         assert passed["params"] == {"name": "echo", "_meta": meta}
 
 
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        (request(1, "ping", _meta={"traceparent": RECORDED}), True),
+        (request(1, "ping", _meta={"traceparent": RECORDED}, x="y" * LARGE_BYTES), False),
+        (request(1, "ping"), False),
+        (b"traceparent", False),
+    ],
+)
+def test_what_may_name_a_parent_is_looked_at(message: bytes, wanted: bool) -> None:
+    """Not in a large message, as that would keep others waiting."""
+    assert Place(0.0).tracing.wants(message) == wanted
+    assert Place(1.0).tracing.wants(message)
+
+
 def test_the_ratio_may_change() -> None:
     place = Place(0.0)
     place.tracing.change(1.0)
@@ -152,9 +174,12 @@ def test_nothing_is_recorded_before_the_start_and_after_the_end() -> None:
 
 def test_a_call_has_a_span_as_server_and_one_as_client() -> None:
     place = Place()
-    token = HTTP_CONTEXT.set(lambda: f"00-{TRACE}-{'1' * 16}-00")
-    passed = place.ask(7, name="echo", _meta={"traceparent": RECORDED, "tracestate": "a=1"})
-    HTTP_CONTEXT.reset(token)
+    passed = place.ask(
+        7,
+        http=lambda: f"00-{TRACE}-{'1' * 16}-00",
+        name="echo",
+        _meta={"traceparent": RECORDED, "tracestate": "a=1"},
+    )
     server, client = place.spans
     assert (server.name, server.kind, client.name, client.kind) == (
         *("tools/call echo", "server"),
@@ -300,7 +325,7 @@ def test_ids_are_attributes_as_they_are_or_as_text() -> None:
 # Requests of 2026-07-28.
 
 
-def modern(**meta: Any) -> tuple[ModernRequest, bytes]:
+def modern(**meta: Any) -> ModernRequest:
     given = {
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientInfo": {"name": "a", "version": "1"},
@@ -310,13 +335,23 @@ def modern(**meta: Any) -> tuple[ModernRequest, bytes]:
     body = request(1, "tools/call", name="echo", _meta=given)
     message = parse_message(body)
     assert message is not None
-    return read_request(message, version_header="2026-07-28"), body
+    return read_request(message, version_header="2026-07-28")
+
+
+def begin(place: Place, asked: ModernRequest, backend: str = "pipe", **more: bool) -> Any:
+    """Begin the spans of a request, as `begin_request`."""
+    parent = place.tracing.parent_of(asked.meta)
+    if parent is None:
+        return asked, None
+    return begin_request(
+        place.tracing, asked, parent, server="a", backend=backend, http=lambda: None, **more
+    )
 
 
 def test_a_stateless_request_names_another_parent() -> None:
     place = Place(0.0)
-    asked, body = modern(traceparent=RECORDED)
-    changed, spans = begin_request(place.tracing, asked, body, "a", "tcp")
+    asked = modern(traceparent=RECORDED)
+    changed, spans = begin(place, asked, "tcp")
     server, client = place.spans
     assert spans is not None
     assert spans.traceparent == client.traceparent
@@ -332,15 +367,16 @@ def test_a_stateless_request_names_another_parent() -> None:
 
 def test_a_stateless_request_that_is_not_recorded_stays_as_it_is() -> None:
     place = Place(0.0)
-    asked, body = modern(traceparent=UNRECORDED)
-    assert begin_request(place.tracing, asked, body, "a", "pipe") == (asked, None)
-    # One that is large: its parent is not read.
+    assert place.tracing.parent_of(modern(traceparent=UNRECORDED).meta) is None
+    assert place.tracing.parent_of(modern().meta) is None
+    # Nor does one that is large, or that comes when nothing is recorded any more.
     place.tracing.change(1.0)
-    found, spans = begin_request(place.tracing, asked, b"", "a", "pipe")
+    asked = modern()
+    found, spans = begin(place, asked, large=True)
     assert found is asked
     assert spans is not None
     place.tracing.stop()
-    assert begin_request(place.tracing, asked, b"", "a", "pipe") == (asked, None)
+    assert begin(place, asked) == (asked, None)
 
 
 def test_the_root_is_no_parent() -> None:
