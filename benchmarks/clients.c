@@ -156,6 +156,7 @@ static const struct client clients[CLIENTS] = {
 };
 
 const char *client_token = "";
+int client_unsampled;
 
 int client_of(int index)
 {
@@ -212,8 +213,9 @@ static void put_trace(struct output *output, uint64_t number)
 {
     char text[64];
     uint64_t mixed = (number + 1) * 0x9e3779b97f4a7c15u;
-    int len = snprintf(text, sizeof text, "00-%016" PRIx64 "%016" PRIx64 "-%016" PRIx64 "-01", mixed,
-                       mixed ^ 0x5851f42d4c957f2du, mixed * 0x2545f4914f6cdd1du);
+    int len = snprintf(text, sizeof text, "00-%016" PRIx64 "%016" PRIx64 "-%016" PRIx64 "-%s", mixed,
+                       mixed ^ 0x5851f42d4c957f2du, mixed * 0x2545f4914f6cdd1du,
+                       client_unsampled ? "00" : "01");
     put(output, text, (size_t)len);
 }
 

@@ -29,6 +29,8 @@ struct fields {
 
 /* The bearer token of all clients; empty: none. */
 extern const char *client_token;
+/* The traces of clients are not recorded. */
+extern int client_unsampled;
 
 /* The client that session number `index` is. */
 int client_of(int index);

@@ -181,9 +181,12 @@ void hold(void)
 
 static uint64_t pace_start;
 static int64_t paced;
+/* All that were answered, also before and after the time that is measured. */
+static int64_t answered;
 
 static void echo_done(struct slot *slot, uint64_t elapsed)
 {
+    answered++;
     if (measuring) {
         requests++;
         histogram_add(&latency, elapsed);
@@ -299,10 +302,10 @@ static int mode_echo(void)
             net_turn(drained);
         printf(", \"sessions\": %d, \"outstanding\": %d, \"bytes\": %ld, \"seconds\": %.4f"
                ", \"requests\": %" PRId64 ", \"rate\": %.2f, \"late\": %" PRId64
-               ", \"unanswered\": %d, \"own_cpu_us\": %.3f, \"server_cpu_us\": %.3f"
+               ", \"answered\": %" PRId64 ", \"unanswered\": %d, \"own_cpu_us\": %.3f, \"server_cpu_us\": %.3f"
                ", \"own_load\": %.3f, \"server_load\": %.3f",
                options.sessions, options.outstanding, options.bytes, seconds, requests,
-               (double)requests / seconds, late, unanswered(),
+               (double)requests / seconds, late, answered, unanswered(),
                requests ? cpu * 1e6 / (double)requests : 0,
                requests ? server_cpu * 1e6 / (double)requests : 0, cpu / seconds,
                server_cpu / seconds);
@@ -409,6 +412,7 @@ static const struct {
     {"--fifo", &options.fifo, NULL, NULL, NULL},
     {"--servers", &sessions.servers, NULL, NULL, NULL},
     {"--tls", &options.tls, NULL, NULL, NULL},
+    {"--unsampled", &client_unsampled, NULL, NULL, NULL},
     {"--streamable", &sessions.streamable, NULL, NULL, NULL},
     {"--modern", &sessions.modern, NULL, NULL, NULL},
     {"--spread", NULL, &sessions.spread, NULL, NULL},

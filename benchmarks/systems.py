@@ -140,14 +140,22 @@ def bridge_command(
             args = [*backend[1:], "--fifo"]
             servers["caller"] = {**settings, "args": args, "base_uri": "/caller"}
         limits = {"max_sessions": MOST_SESSIONS, "max_connections": 25000}
-        config = {"bridge": {"listen": [listen], **limits, **(bridge or {})}, "mcpServers": servers}
-        with tempfile.NamedTemporaryFile(
-            "w", dir=folder, prefix="bridge", suffix=".json", delete=False
-        ) as file:
-            json.dump(config, file)
-        return [mcpbridge, "--config", file.name]
+        settings_of_bridge = {"listen": [listen], **limits, **(bridge or {})}
+        return configured(mcpbridge, folder, settings_of_bridge, servers)
 
     return command
+
+
+def configured(
+    mcpbridge: str, folder: str, bridge: Mapping[str, object], servers: Mapping[str, object]
+) -> list[str]:
+    """The command line of mcpbridge with these settings."""
+    config = {"bridge": bridge, "mcpServers": servers}
+    with tempfile.NamedTemporaryFile(
+        "w", dir=folder, prefix="bridge", suffix=".json", delete=False
+    ) as file:
+        json.dump(config, file)
+    return [mcpbridge, "--config", file.name]
 
 
 def make_certificate(folder: str) -> tuple[Path, Path]:
