@@ -9,8 +9,6 @@ both eras all call tools at the same time, while others open sessions and leave.
 from __future__ import annotations
 
 import argparse
-import http.client
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +21,8 @@ import systems
 from prometheus_client.parser import text_string_to_metric_families
 from running import NotMeasured, Server, checked, echo_command, raise_limits, running
 
+from mcpbridge.admin_client import SocketConnection
+
 #: A server for each kind of load, so that each can be counted on its own.
 WAYS = ("sse", "streamable", "modern", "legacy")
 CHURN = "churn"
@@ -34,23 +34,9 @@ TEXT_BYTES = 32
 OPENED_A_SECOND = 20
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """A connection to the admin socket of a bridge."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def metrics(path: str) -> list[tuple[str, Mapping[str, str], float]]:
     """All samples of a scrape."""
-    connection = UnixConnection(path)
+    connection = SocketConnection(path)
     try:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()

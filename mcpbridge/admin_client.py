@@ -41,7 +41,7 @@ class Denied(BridgeError):
     """The bridge did not do what it was asked for; the text says why."""
 
 
-class _Connection(HTTPConnection):
+class SocketConnection(HTTPConnection):
     """A connection to a UNIX socket."""
 
     def __init__(self, path: str) -> None:
@@ -104,7 +104,7 @@ class AdminClient:
             connection.close()
 
     def _request(self, method: str, target: str) -> tuple[HTTPConnection, HTTPResponse]:
-        connection = _Connection(self.path)
+        connection = SocketConnection(self.path)
         headers = {"Content-Type": "application/json"} if method == "POST" else {}
         try:
             connection.request(method, target, headers=headers)

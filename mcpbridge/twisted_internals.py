@@ -32,6 +32,8 @@ from twisted.internet.tcp import Connection, Port
 from twisted.logger import FileLogObserver, FilteringLogObserver, ILogObserver, Logger
 from twisted.python import log
 
+from mcpbridge.pids import another_runs
+
 if sys.platform == "linux":
     from select import EPOLLIN, EPOLLOUT
 
@@ -437,16 +439,7 @@ def _is_of_another(lock: bytes) -> bool:
         pid = int(os.readlink(lock))
     except (OSError, ValueError):
         return False
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        # It is another user's.
-        pass
-    return True
+    return another_runs(pid)
 
 
 # Processes: twisted.internet.process.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 from mcpbridge.errors import BridgeError
+from mcpbridge.pids import another_runs
 
 #: The longest path of a UNIX socket in bytes (unix(7): 108 with the byte that ends it).
 SOCKET_PATH_BYTES = 107
@@ -72,7 +73,8 @@ def remove_stale(folder: str) -> None:
     """Remove the sockets of dead bridges; nothing else, and nothing through a link."""
     for path, pid in list(sockets_in(folder)):
         try:
-            if is_dead(path) and (not _is_running(pid) or _age(path) > STALE_SECONDS):
+            # One that runs may be a bridge that starts, and does not listen yet.
+            if is_dead(path) and (not another_runs(pid) or _age(path) > STALE_SECONDS):
                 os.unlink(path)
         except OSError:
             # Another bridge has removed it.
@@ -101,16 +103,3 @@ def _is_socket(path: str) -> bool:
 
 def _age(path: str) -> float:
     return time.time() - os.lstat(path).st_mtime
-
-
-def _is_running(pid: int) -> bool:
-    """Tell whether another process has this pid; a bridge that starts may not listen yet."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

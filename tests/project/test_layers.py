@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[2] / "mcpbridge"
 GROUND = {"_version", "audit_log", "config", "counters", "errors", "guard", "interfaces", "jsonrpc"}
 GROUND |= {"logs"}
 GROUND |= {"pacer", "rate_limited_log", "response_budget", "timers", "twisted_internals"}
-GROUND |= {"loop_lag", "process_usage", "shared_work"}
+GROUND |= {"loop_lag", "pids", "process_usage", "shared_work"}
 #: What the rooms may import from, besides themselves and what stands below in
 #: this table.  A module outside the packages is a room of its own.
 ALLOWED: dict[str, set[str]] = {
@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "shared_work": set(),
     "process_usage": {"shared_work"},
     "pacer": {"guard"},
-    "twisted_internals": set(),
+    "pids": set(),
+    "twisted_internals": {"pids"},
     "config": {"errors"},
     "logs": {"config", "twisted_internals"},
     "extensions": {"config", "errors"},
