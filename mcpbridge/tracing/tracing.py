@@ -156,7 +156,8 @@ class Tracing:
         Return the parent of a request that `wants` has found, or `ROOT`; None if it is not to
         be recorded after all.
         """
-        if b"traceparent" not in message:
+        if b"_" not in message or b"traceparent" not in message:
+            # Chance has decided (`wants`), and is not asked again.
             return ROOT
         return self.parent_of(meta_of(members_of(members_of(message).get("params"))))
 

@@ -554,9 +554,7 @@ class FastPath:
         if server.audit is not None:
             address = connection.audited_address()
             audited = server.audited(asked, access, address, len(received.body))
-        measured, spans = None, None
-        if server.measures is not None:
-            measured = server.measures.request(asked, len(received.body))
+        measured, spans = server.measured(asked, len(received.body)), None
         if server.tracing is not None:
             asked, spans = server.traced(asked, connection.traceparent)
         return PendingExchange(
