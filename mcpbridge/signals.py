@@ -158,7 +158,7 @@ class SignalHandlers:
             "{signal}: {reason}, shutting down{when}",
             signal=name,
             reason=why,
-            when=f" after {left}; the next signal gives these up" if left else "",
+            when=f"; waiting for {left}, which the next signal gives up" if left else "",
         )
         drained.addCallback(lambda _: self._stop_reactor())
         drained.addErrback(lambda failure: self.log.failure("the bridge did not stop", failure))

@@ -308,7 +308,7 @@ def test_what_waits_for_its_client_is_finished(tmp_path: Path) -> None:
             calling = asyncio.ensure_future(ask(first, "ask"))
             await asyncio.to_thread(wait_until, lambda: "ask" in begun.read_text())
             bridge.process.send_signal(signal.SIGTERM)
-            bridge.wait_for_log("shutting down after 1 request at ")
+            bridge.wait_for_log("shutting down; waiting for 1 request at ")
             # Longer than connections stay that nobody needs.
             await asyncio.sleep(1)
             assert (await ask(second, "late")).status == 503
@@ -365,7 +365,7 @@ def test_second_signal_waits_no_longer_and_third_kills(tmp_path: Path) -> None:
         stream.send_message(request("x"))
         bridge.descendants()
         bridge.process.send_signal(signal.SIGTERM)
-        bridge.wait_for_log("SIGTERM: received, shutting down after 1 request at 'python'")
+        bridge.wait_for_log("SIGTERM: received, shutting down; waiting for 1 request at 'python'")
         bridge.process.send_signal(signal.SIGINT)
         bridge.wait_for_log("SIGINT: 1 request at 'python' given up; sessions end within 200010 s")
         bridge.process.send_signal(signal.SIGTERM)

@@ -177,8 +177,8 @@ def test_each_signal_to_stop_is_quicker(
     world.raise_signal(numbers[0])
     assert (world.bridge.told, world.reactor.stops) == (["drain"], 0)
     assert log_lines[-1] == (
-        f"{names[0]}: received, shutting down after 3 requests at 'a'; the next signal gives these"
-        " up"
+        f"{names[0]}: received, shutting down; waiting for 3 requests at 'a', which the next"
+        " signal gives up"
     )
     world.raise_signal(numbers[1])
     assert (world.bridge.told, world.reactor.stops) == (["drain", "hurry"], 1)
