@@ -112,7 +112,9 @@ def _of_silent(
     for each in processes:
         if each.has_output:
             return ServerState(Condition.READY)
-        if not each.leaving and (first is None or each.opened_at < first):
+        if each.leaving:
+            ended = True
+        elif first is None or each.opened_at < first:
             first = each.opened_at
     if any(now - each.opened_at >= SETTLED_SECONDS for each in spares):
         return ServerState(Condition.UNUSED)

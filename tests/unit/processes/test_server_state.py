@@ -35,7 +35,7 @@ def state(*processes: Process, spares: tuple[Process, ...] = (), **more: Any) ->
         (state(), (Condition.NOT_STARTED, None)),
         (state(Process(3), Process(5)), (Condition.STARTING, NOW - 5)),
         (state(Process(3), Process(5, leaving=True)), (Condition.STARTING, NOW - 3)),
-        (state(Process(5, leaving=True)), (Condition.NOT_STARTED, None)),
+        (state(Process(5, leaving=True)), (Condition.NOT_RUNNING, None)),
         (state(ended=True), (Condition.NOT_RUNNING, None)),
         (state(Process(2), ended=True), (Condition.STARTING, NOW - 2)),
         (state(answered=True, ended=True), (Condition.READY, None)),
