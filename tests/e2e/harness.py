@@ -585,6 +585,12 @@ class Bridge:
         """Everything that the bridge has printed."""
         return (self.folder / "log").read_text(errors="replace")
 
+    def admin_address(self) -> str:
+        """Return the host and port of its admin listener, which is on loopback."""
+        found = re.search(r"127\.0\.0\.1:\d+", self.wait_for_log("admin listener at"))
+        assert found is not None, self.log
+        return found[0]
+
     def wait_for_log(self, *texts: str) -> str:
         """Wait for a line of the log that contains all of these texts; return it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 TOKEN = "a-token-of-many-random-characters"
 SHIPPED = ROOT / "deploy" / "prometheus"
-_ADMIN = re.compile(r"admin listener at (127\.0\.0\.1:\d+)")
 #: What the shipped configuration has in the place of this test's values.
 _TARGET, _TOKEN_FILE = "mcp.example.org:8809", "/etc/prometheus/mcpbridge-token"
 
@@ -27,12 +25,7 @@ def config(token_file: Path) -> dict[str, Any]:
     command, *arguments = backend("tools", "legacy", 0)
     return {
         "mcpServers": {
-            "tools": {
-                "command": command,
-                "args": arguments,
-                "base_uri": "",
-                "metrics_tools": ["echo"],
-            },
+            "tools": {"command": command, "args": arguments, "base_uri": ""},
         },
         "bridge": {
             "admin_listen": ["tcp:0:interface=127.0.0.1"],
@@ -43,12 +36,9 @@ def config(token_file: Path) -> dict[str, Any]:
 
 def shipped(folder: Path, bridge: Bridge, token_file: Path) -> Path:
     """Return the shipped configuration, for this bridge and with scrapes every second."""
-    bridge.wait_for_log("admin listener at")
-    found = _ADMIN.search(bridge.log)
-    assert found is not None
     text = (SHIPPED / "prometheus.yml").read_text()
     for old, new in (
-        (_TARGET, found[1]),
+        (_TARGET, bridge.admin_address()),
         (_TOKEN_FILE, str(token_file)),
         ("scrape_interval: 15s", "scrape_interval: 1s"),
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from tests.real.chromium import browsing
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("status-page")]
 
 TOKEN = "a-token-of-many-random-characters"
-_ADMIN = re.compile(r"admin listener at (127\.0\.0\.1:\d+)")
 
 
 def config(tmp_path: Path) -> dict[str, Any]:
@@ -47,10 +45,7 @@ def column(index: int) -> str:
 
 
 def admin_of(bridge: Bridge) -> str:
-    bridge.wait_for_log("admin listener at")
-    found = _ADMIN.search(bridge.log)
-    assert found is not None
-    return f"http://{found[1]}"
+    return f"http://{bridge.admin_address()}"
 
 
 def test_a_session_appears_moves_and_is_ended(tmp_path: Path) -> None:
